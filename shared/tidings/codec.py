@@ -1,0 +1,137 @@
+"""A typed value to bytes and back. What would not come back as it was is refused; foreign bytes are a DecodeError.
+
+The first byte names the form: ``J`` is plain JSON through the annotation's own serializer, the fastest there is for
+typed values; ``T`` is tagged JSON (see `tagged`), for what JSON alone cannot tell apart, such as bytes that are not
+UTF-8 or a ``date | str``. Which form a value needs is not guessed from its type but tried: after encoding, the value is
+decoded again and compared, part by part. That happens once a fill, so never on a hit, and it is why a value is never
+silently changed: a NaN that JSON turned to null, a field that a model excludes, a subclass cut down to its base.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic_core import PydanticSerializationError, from_json
+
+from .errors import ConfigurationError, DecodeError, EncodeError
+from .tagged import from_tagged, to_tagged
+
+T = TypeVar("T")
+
+JSON = b"J"
+TAGGED = b"T"
+
+#: The annotation of a function that has none: JSON types, nothing else.
+UNTYPED = object()
+
+
+class Codec(Generic[T]):
+    """Encodes values of one type. `where` names the function in errors.
+
+    Raises ConfigurationError for an annotation that pydantic has no schema for.
+    """
+
+    def __init__(self, annotation: Any, where: str) -> None:
+        self._typed = annotation is not UNTYPED
+        self._where = where
+        try:
+            self._adapter: TypeAdapter[T] = TypeAdapter(annotation if self._typed else Any)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigurationError(
+                f"{where}: cannot cache a {annotation!r}: {reason} Return a pydantic model, a dataclass, "
+                "a container or a scalar instead"
+            ) from None
+
+    def encode(self, value: T) -> bytes:
+        """Return bytes that `decode` turns into an equal value of equal types.
+
+        Two liberties, both of the annotation's making: an int where a float is promised comes back a float, and a
+        datetime keeps its instant and offset, not the name of its zone. Raises EncodeError naming type and place.
+        """
+        plain, change = self._try_json(value)
+        if plain is not None and change is None:
+            return JSON + plain
+        if self._typed:
+            tagged, tagged_change = self._try_tagged(value)
+            if tagged is not None and tagged_change is None:
+                return TAGGED + tagged
+            change = tagged_change or change
+        cure = "" if self._typed else "; annotate the return type, or return JSON types"
+        raise EncodeError(f"{self._where}: the value would not come back as it was: {change}{cure}")
+
+    def decode(self, data: bytes) -> T:
+        """Raise DecodeError, and nothing else, for bytes that are not a value of the type."""
+        form, body = data[:1], data[1:]
+        try:
+            if form == JSON:
+                return self._adapter.validate_json(body, by_alias=False, by_name=True)
+            if form == TAGGED:
+                return self._adapter.validate_python(from_tagged(from_json(body)), by_alias=False, by_name=True)
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+            raise DecodeError(f"{self._where}: not a cached value: {type(error).__name__}") from error
+        raise DecodeError(f"{self._where}: unknown form {form!r}")
+
+    def _try_json(self, value: T) -> tuple[bytes | None, str | None]:
+        try:
+            body = self._adapter.dump_json(value, round_trip=True, by_alias=False, warnings=False)
+        except (PydanticSerializationError, ValueError, TypeError) as error:
+            return None, str(error)
+        return body, self._change(value, JSON + body)
+
+    def _try_tagged(self, value: T) -> tuple[bytes | None, str | None]:
+        try:
+            plain = self._adapter.dump_python(value, round_trip=True, by_alias=False, warnings=False)
+            body = json.dumps(to_tagged(plain, _refuse), separators=(",", ":")).encode()
+        except (PydanticSerializationError, EncodeError, ValueError, TypeError) as error:
+            return None, str(error)
+        return body, self._change(value, TAGGED + body)
+
+    def _change(self, value: T, data: bytes) -> str | None:
+        try:
+            return first_change(value, self.decode(data), "$")
+        except DecodeError as error:
+            return str(error.__cause__).replace("\n", " ") if error.__cause__ else str(error)
+
+
+def _refuse(value: Any) -> Any:
+    raise EncodeError(f"a {type(value).__module__}.{type(value).__qualname__} has no JSON form")
+
+
+def first_change(before: Any, after: Any, place: str) -> str | None:  # noqa: PLR0911, PLR0912 one arm for each kind
+    """Say where `after` first differs from `before` in value or type, or return None. Places read ``$.user['id']``."""
+    kind = type(before)
+    if kind is not type(after):
+        if kind is int and type(after) is float and before == after:
+            return None  # PEP 484: an int is accepted where a float is promised
+        return f"{kind.__qualname__} at {place} came back as {type(after).__qualname__}"
+    if isinstance(before, Mapping):
+        if list(before) != list(after) or any(type(a) is not type(b) for a, b in zip(before, after, strict=True)):
+            return f"the keys of the {kind.__qualname__} at {place} changed"
+        pairs = [(before[key], after[key], f"{place}[{key!r}]") for key in before]
+    elif isinstance(before, list | tuple):
+        if len(before) != len(after):
+            return f"the length of the {kind.__qualname__} at {place} changed"
+        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(before, after, strict=True))]
+    elif isinstance(before, BaseModel):
+        names = [*kind.model_fields, *(before.model_extra or {})]
+        pairs = [(getattr(before, n), getattr(after, n, None), f"{place}.{n}") for n in names]
+    elif is_dataclass(before):
+        pairs = [(getattr(before, f.name), getattr(after, f.name, None), f"{place}.{f.name}") for f in fields(before)]
+    elif isinstance(before, datetime):
+        same = before == after and before.utcoffset() == after.utcoffset()
+        return None if same else f"datetime at {place} changed"
+    elif isinstance(before, set | frozenset):
+        same = before == after and {*map(type, before)} == {*map(type, after)}
+        return None if same else f"the {kind.__qualname__} at {place} changed"
+    else:
+        # Two NaNs are unequal and the same value: an object that differs from itself is compared by its text.
+        same = before == after if before == before else repr(before) == repr(after)  # noqa: PLR0124
+        return None if same else f"{kind.__qualname__} at {place} came back changed"
+    for a, b, inner in pairs:
+        if (change := first_change(a, b, inner)) is not None:
+            return change
+    return None

@@ -1,0 +1,45 @@
+"""What an invalidation is made of: names of tokens, why, and fresh values for them. Pure.
+
+A *cause* says why, in one line: ``event:{id} rule:{name}`` when the worker does it, ``call:{method} {host}:{pid}`` when
+a service does. It is kept in the token and in the invalidation log, which is what makes "why is this entry gone"
+answerable.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from .errors import ConfigurationError
+from .fence import pack_vacancy, unique
+from .keys import ALL, Keyspace, namespace_token, tag_token
+from .operations import Invalidate
+from .reader import process_name
+from .settings import Settings
+
+
+def direct(
+    method: str, namespaces: Iterable[str] = (), tags: Iterable[str] = (), *, everything: bool = False
+) -> dict[str, str]:
+    """Return the tokens that a direct call names, each with the call as its cause.
+
+    Raises ConfigurationError for one string where a list belongs: it would be taken letter by letter.
+    """
+    for given in (namespaces, tags):
+        if isinstance(given, str):
+            raise ConfigurationError(f"{method}: {given!r} is one string where a list of them belongs")
+    names = [*map(namespace_token, namespaces), *map(tag_token, tags), *([ALL] if everything else [])]
+    return dict.fromkeys(names, f"call:{method} {process_name()}")
+
+
+def invalidation(
+    keys: Keyspace, settings: Settings, causes: Mapping[str, str], entries: Iterable[str] = ()
+) -> Invalidate:
+    """Return the operation that gives the tokens in `causes` new values and the entries new lineages."""
+    return Invalidate(
+        causes,
+        tuple(map(keys.token, causes)),
+        tuple(unique() for _ in causes),
+        {entry: pack_vacancy() for entry in entries},
+        keys.log,
+        settings.log_length,
+        round(settings.token_ttl * 1000),
+        round(settings.vacancy_ttl * 1000),
+    )

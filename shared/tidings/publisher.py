@@ -1,0 +1,176 @@
+"""Publishing, and waiting until an event has been applied.
+
+The receipt's wait is written once, sans I/O, as a generator of questions (`_waiting`); a coroutine and a thread each
+put them to the server. It cannot miss the answer: it notes the end of the ``applied`` stream *before* it asks whether
+the event is still pending, and then blocks reading from the noted end.
+
+async or threads: a receipt waits where it was published: the coroutine awaits, the thread blocks, with its own
+connection.
+"""
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from .errors import DeadLetteredError, NotAppliedError, UnavailableError
+from .keys import Keyspace
+from .store import RedisStore, SyncRedisStore
+
+#: Adds a command to a pipeline, of either client.
+_Question = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    questions: list[_Question]
+    #: whether the last of them blocks
+    blocking: bool = False
+
+
+#: A worker that dies between its ack and its word in the applied stream is noticed after this long.
+_RECHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    #: the stream entry's id, ``milliseconds-sequence``
+    id: str
+    #: the event's own id, unique for all time
+    event_id: str
+    _keys: Keyspace = field(repr=False)
+    _group: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(_Published):
+    """Proof that an event is in the stream."""
+
+    _store: RedisStore | None = field(repr=False)
+
+    async def applied(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 the design's name
+        """Wait until the worker has invalidated everything that this event makes wrong.
+
+        From then on no cache serves a value from before the event. Raises NotAppliedError after `timeout` seconds (the
+        event stays in the stream and will be applied), DeadLetteredError when the worker has set the event aside, and
+        UnavailableError when Redis does not answer.
+        """
+        if self._store is None:
+            raise NotAppliedError("a memory:// cache has no worker: nothing applies its events")
+        try:
+            questions = _waiting(self._keys, self._group, self.id, timeout)
+            batch = next(questions)
+            while True:
+                client = self._store.blocking if batch.blocking else self._store.client
+                pipe = client.pipeline(transaction=False)
+                for question in batch.questions:
+                    question(pipe)
+                batch = questions.send(await pipe.execute(raise_on_error=False))
+        except StopIteration:
+            return
+        except NotAppliedError:  # a TimeoutError, and so an OSError, but not Redis's
+            raise
+        except (RedisError, OSError) as error:
+            raise UnavailableError(f"waiting for the event {self.event_id}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReceipt(_Published):
+    """Proof that an event is in the stream, for threads."""
+
+    _store: SyncRedisStore | None = field(repr=False)
+
+    def applied(self, timeout: float = 5.0) -> None:
+        """Block until the event is applied; see `Receipt.applied`."""
+        if self._store is None:
+            raise NotAppliedError("a memory:// cache has no worker: nothing applies its events")
+        try:
+            questions = _waiting(self._keys, self._group, self.id, timeout)
+            batch = next(questions)
+            while True:
+                client = self._store.blocking if batch.blocking else self._store.client
+                pipe = client.pipeline(transaction=False)
+                for question in batch.questions:
+                    question(pipe)
+                batch = questions.send(pipe.execute(raise_on_error=False))
+        except StopIteration:
+            return
+        except NotAppliedError:  # a TimeoutError, and so an OSError, but not Redis's
+            raise
+        except (RedisError, OSError) as error:
+            raise UnavailableError(f"waiting for the event {self.event_id}: {error}") from error
+
+
+def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Generator[_Batch, list[Any], None]:
+    """Yield questions to the server until the event is known to be applied; raise when it will not be."""
+    deadline = time.monotonic() + timeout
+    why = ""
+    while True:
+        last, groups, pending, dead = yield _Batch(
+            [
+                lambda pipe: pipe.xrevrange(keys.applied, count=1),
+                lambda pipe: pipe.xinfo_groups(keys.events),
+                lambda pipe: pipe.xpending_range(keys.events, group, stream_id, stream_id, 1),
+                lambda pipe: pipe.xrange(keys.dead, stream_id.partition("-")[0], count=1000),
+            ]
+        )
+        why = _why_not_yet(group, stream_id, groups, pending)
+        if not why:
+            _raise_if_dead(stream_id, dead)
+            return
+        if time.monotonic() >= deadline:
+            raise NotAppliedError(f"not applied after {timeout:g} s: {why}")
+        from_id = last[0][0] if isinstance(last, list) and last else b"0-0"
+        recheck = min(deadline, time.monotonic() + _RECHECK_SECONDS)
+        while (remaining := recheck - time.monotonic()) > 0:
+            (news,) = yield _Batch([_read_on(keys.applied, from_id, remaining)], blocking=True)
+            if isinstance(news, Exception):
+                raise news
+            for from_id, fields in news[0][1] if news else ():  # noqa: B007 the next read goes on from it
+                if covers(fields[b"ids"].decode("ascii"), stream_id):
+                    return
+                if covers(fields.get(b"dead", b"").decode("ascii"), stream_id):
+                    recheck = 0.0
+
+
+def _read_on(stream: str, from_id: bytes, seconds: float) -> _Question:
+    return lambda pipe: pipe.xread({stream: from_id}, block=max(1, int(seconds * 1000)))
+
+
+def _why_not_yet(group: str, stream_id: str, groups: Any, pending: Any) -> str:
+    """Return why the event cannot be called applied, or nothing when it is."""
+    for reply in (groups, pending):
+        if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+            raise reply
+    if isinstance(groups, ResponseError):
+        return "its stream is gone"
+    mine = next((g for g in groups if g["name"] == group.encode()), None)
+    if mine is None or isinstance(pending, ResponseError):
+        return f"no worker of the group {group!r} has read the stream yet"
+    if as_pair(mine["last-delivered-id"].decode("ascii")) < as_pair(stream_id):
+        return "no worker has read it yet"
+    return "a worker has it and has not acknowledged it" if pending else ""
+
+
+def _raise_if_dead(stream_id: str, dead: Any) -> None:
+    for _id, fields in dead if isinstance(dead, list) else ():
+        if fields.get(b"stream_id") == stream_id.encode():
+            raise DeadLetteredError(fields.get(b"reason", b"").decode(errors="replace"))
+
+
+def as_pair(stream_id: str) -> tuple[int, int]:
+    """Return a stream id as numbers that order as the stream does."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def covers(ranges: str, stream_id: str) -> bool:
+    """Say whether a stream id is among ``"5-0..5-9 7-1"``: ranges and single ids, separated by spaces."""
+    wanted = as_pair(stream_id)
+    for part in ranges.split():
+        first, _, last = part.partition("..")
+        if as_pair(first) <= wanted <= as_pair(last or first):
+            return True
+    return False

@@ -1,0 +1,101 @@
+"""The one reader of the environment.
+
+Every variable starts with ``TIDINGS_``; the server's URL is also taken from ``REDIS_URL``. A development server that
+``tidings worker`` started in this folder is found through the file ``.tidings/env``, which real variables override.
+"""
+
+from typing import Annotated, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import ConfigurationError
+
+#: Where `tidings worker` notes the address of the server that it started for this folder.
+DEVELOPMENT_ENV_FILE = ".tidings/env"
+
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]*$")]
+
+
+class Settings(BaseSettings):
+    """Configuration of a cache. Seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDINGS_", extra="ignore", frozen=True, populate_by_name=True)
+
+    url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("TIDINGS_URL", "REDIS_URL"),
+        description="redis://, rediss://, unix:// or memory://; None: memory:// in this process alone",
+    )
+    prefix: Word = Field(
+        default="", description="starts every key that tidings writes; shared by all that share events"
+    )
+    version: Word = Field(default="", description="part of entry keys only: a new version starts with an empty cache")
+    default_ttl: float = Field(default=3600, gt=0, description="seconds an entry lives when its function names no ttl")
+    token_ttl: float = Field(
+        default=7 * 86_400,
+        ge=60,
+        description="seconds an unused token is remembered; an expired token costs a miss, never a stale hit",
+    )
+    vacancy_ttl: float = Field(
+        default=600,
+        ge=1,
+        description="seconds a load may take and still be stored; a slower one is served but not cached",
+    )
+    max_value_bytes: int = Field(
+        default=4 * 1024 * 1024, gt=0, description="a larger encoded value is served but not cached"
+    )
+    operation_timeout: float = Field(
+        default=2.0,
+        gt=0,
+        description="seconds Redis has for one operation; a read then loads, an invalidation raises",
+    )
+    log_length: int = Field(default=10_000, ge=100, description="entries kept in the invalidation log, about")
+    group: Word = Field(
+        default="tidings", min_length=1, description="the consumer group whose ack makes an event applied"
+    )
+    source: str = Field(default="/tidings", min_length=1, description="CloudEvents source of events published here")
+
+    @classmethod
+    def load(cls, *, development_server: bool = True) -> Self:
+        """Read the environment, and unless told not to, where the folder's development server is.
+
+        Raises ConfigurationError, which lists every problem.
+        """
+        try:
+            return cls(_env_file=DEVELOPMENT_ENV_FILE if development_server else None)
+        except ValidationError as error:
+            raise ConfigurationError(describe(error, "TIDINGS_")) from None
+
+
+class GivenSettings(Settings):
+    """Settings from arguments alone: a cache made by hand does not read the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 pydantic-settings fixes the signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take the arguments and nothing else."""
+        return (init_settings,)
+
+
+def describe(error: ValidationError, prefix: str) -> str:
+    """One line a problem, by the variable's name, without the value: values can be secret."""
+    lines = [f"{prefix}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+    return "settings are not valid:\n  " + "\n  ".join(lines).replace(prefix * 2, prefix)
+
+
+def redact(url: str) -> str:
+    """Return the URL fit for a log: without user, password or query.
+
+    >>> redact("rediss://app:s3cret@cache.internal:6380/0?ssl_cert_reqs=none")
+    'rediss://cache.internal:6380/0'
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,0 +1,62 @@
+"""One load per ticket in a process: callers join a load in flight, and none of them can cancel it for the others.
+
+async or threads: a task per load on the caller's event loop. The task belongs to the flights, not to the first caller,
+so that a caller's timeout neither kills what the others wait for nor loses what was almost loaded.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from .telemetry import log
+
+T = TypeVar("T")
+
+_loading: ContextVar[frozenset[Hashable]] = ContextVar("tidings_loading", default=frozenset())
+
+
+class Flights:
+    """Loads in flight on one event loop."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
+        self._waiting: dict[asyncio.Task[Any], int] = {}
+
+    async def join(self, ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """Return the load's result and whether this caller started it; start it if nobody has.
+
+        Raises what the load raises, to every caller. A load that asks for its own ticket would wait for itself: it is
+        run on its own instead.
+        """
+        if ticket in _loading.get():
+            return await load(), True
+        task = self._tasks.get(ticket)
+        first = task is None
+        if task is None:
+            task = asyncio.create_task(self._marked(ticket, load))
+            self._tasks[ticket] = task
+            task.add_done_callback(lambda done: self._landed(ticket, done))
+        self._waiting[task] = self._waiting.get(task, 0) + 1
+        try:
+            return await asyncio.shield(task), first
+        except asyncio.CancelledError:
+            if not task.done():
+                self._waiting[task] -= 1
+            raise
+
+    async def drain(self) -> None:
+        """Wait until every load in flight has ended, however it ends; its callers hear how."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    @staticmethod
+    async def _marked(ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        _loading.set(_loading.get() | {ticket})
+        return await load()
+
+    def _landed(self, ticket: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._tasks[ticket]
+        waiting = self._waiting.pop(task, 0)
+        if not task.cancelled() and (error := task.exception()) is not None and waiting == 0:
+            log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)

@@ -1,0 +1,165 @@
+"""The only module that sends cache commands: `operations` to Redis, from a coroutine or from a thread.
+
+async or threads: an asynchronous client for each event loop, since its connections belong to that loop; one blocking
+client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError
+
+from .errors import ConfigurationError, UnavailableError
+from .operations import Command, Operation, Script
+from .settings import Settings, redact
+
+T = TypeVar("T")
+
+_Batch = list[Sequence[Any]]
+_Replies = list[Any]
+
+
+class AsyncStore(Protocol):
+    """Carries out operations for one event loop. Raises UnavailableError when the server does not do its part."""
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Carry out one operation. Cancelling it leaves open whether it happened."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what is held."""
+        ...
+
+
+class SyncStore(Protocol):
+    """The same for threads."""
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry out one operation, blocking."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+class RedisStore:
+    """Operations over redis-py's asynchronous client, whose connections belong to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        url, options = _connection(settings)
+        self.client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options)
+        #: For blocking reads: a socket timeout below BLOCK would raise while all is well.
+        self.blocking: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options | {"socket_timeout": None})
+        self._where = redact(url)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """See AsyncStore."""
+        with _translated(self._where):
+            exchange = _exchange(operation.commands)
+            batch = next(exchange)
+            while True:
+                try:
+                    batch = exchange.send(await self._send(batch))
+                except StopIteration as done:
+                    return operation.parse(done.value)
+
+    async def _send(self, batch: _Batch) -> _Replies:
+        if len(batch) == 1:
+            try:
+                return [await self.client.execute_command(*batch[0])]
+            except NoScriptError as error:
+                return [error]
+        pipe = self.client.pipeline(transaction=False)
+        for command in batch:
+            pipe.execute_command(*command)
+        return list(await pipe.execute(raise_on_error=False))
+
+    async def aclose(self) -> None:
+        """Close the connections; not to be used afterwards."""
+        await self.client.aclose()
+        await self.blocking.aclose()
+
+
+class SyncRedisStore:
+    """Operations over redis-py's blocking client; safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        url, options = _connection(settings)
+        self.client: redis.Redis = redis.Redis.from_url(url, **options)
+        self.blocking: redis.Redis = redis.Redis.from_url(url, **options | {"socket_timeout": None})
+        self._where = redact(url)
+
+    def run(self, operation: Operation[T]) -> T:
+        """See SyncStore."""
+        with _translated(self._where):
+            exchange = _exchange(operation.commands)
+            batch = next(exchange)
+            while True:
+                try:
+                    batch = exchange.send(self._send(batch))
+                except StopIteration as done:
+                    return operation.parse(done.value)
+
+    def _send(self, batch: _Batch) -> _Replies:
+        if len(batch) == 1:
+            try:
+                return [self.client.execute_command(*batch[0])]
+            except NoScriptError as error:
+                return [error]
+        pipe = self.client.pipeline(transaction=False)
+        for command in batch:
+            pipe.execute_command(*command)
+        return list(pipe.execute(raise_on_error=False))
+
+    def close(self) -> None:
+        """Close the connections; not to be used afterwards."""
+        self.client.close()
+        self.blocking.close()
+
+
+def _connection(settings: Settings) -> tuple[str, dict[str, Any]]:
+    url = settings.url.get_secret_value() if settings.url else ""
+    scheme = url.partition("://")[0]
+    if scheme not in {"redis", "rediss", "unix"}:
+        raise ConfigurationError(f"the URL scheme {scheme!r} is not one of redis, rediss, unix, memory")
+    timeout = settings.operation_timeout
+    return url, {"socket_timeout": timeout, "socket_connect_timeout": timeout, "decode_responses": False}
+
+
+def _exchange(commands: Sequence[Command]) -> Generator[_Batch, _Replies, _Replies]:
+    """Yield what to send, take the replies, return one reply for each command or raise the first error among them.
+
+    A script goes by its digest; a server that has not seen it yet, or has been restarted, gets it in full.
+    """
+    replies = yield [_by_digest(command) for command in commands]
+    unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    if unknown:
+        again = yield [_in_full(commands[index]) for index in unknown]
+        for index, reply in zip(unknown, again, strict=True):
+            replies[index] = reply
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _by_digest(command: Command) -> Sequence[Any]:
+    head, *rest = command
+    return ("EVALSHA", head.digest, *rest) if isinstance(head, Script) else command
+
+
+def _in_full(command: Command) -> Sequence[Any]:
+    head, *rest = command
+    return ("EVAL", head.text, *rest) if isinstance(head, Script) else command
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, RedisError, OSError) as error:
+        raise UnavailableError(f"{where}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,40 @@
+"""Every log event that the worker emits. Names and fields are part of the interface.
+
+| log event | level | fields | meaning |
+| --- | --- | --- | --- |
+| ``worker_started`` | info | ``server``, ``stream``, ``group``, ``consumer``, ``types`` | reading events |
+| ``events_applied`` | info | ``events``, ``invalidated``, ``warms``, ``took_ms`` | a batch is invalidated, handed off,
+acked |
+| ``event_dead_lettered`` | error | ``stream_id``, ``reason`` | set aside in the dead-letter stream |
+| ``warmed`` | info | ``call``, ``took_ms`` | an entry was loaded ahead of its next read |
+| ``warm_retried`` | warning | ``call``, ``tries``, ``error`` | a load failed and will be tried again |
+| ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
+| ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
+| ``stopping`` | info | ``reason`` | no new events are taken |
+| ``stopped`` | info | ``exit_code`` | the last line |
+| ``server_started`` | info | ``server``, ``data`` | a development server runs for this folder |
+"""
+
+import logging
+import sys
+
+import structlog
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("tidings.worker")
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Log to standard error: lines for people on a terminal, JSON elsewhere. Info with `verbose`, else warnings."""
+    people = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if people else "iso", utc=not people),
+    ]
+    if not people:
+        processors.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

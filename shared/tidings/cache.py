@@ -82,12 +82,12 @@ class Cache:
         return cache
 
     def _set_up(self, settings: Settings) -> None:
-        url = settings.url.get_secret_value() if settings.url else "memory://"
+        url = settings.url.get_secret_value() if settings.url is not None else "memory://"
         self.settings = settings
         self.keys = Keyspace(settings.prefix, settings.version)
         self.telemetry = Telemetry(server=redact(url))
         self._memory = Memory() if url.startswith("memory://") else None
-        store = SyncRedisStore(settings) if self._memory is None else SyncMemoryStore(self._memory)
+        store = SyncRedisStore.connect(settings) if self._memory is None else SyncMemoryStore(self._memory)
         #: The same, blocking, for threads and scripts without an event loop.
         self.sync = SyncCache(store, settings, self.keys)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
@@ -243,7 +243,7 @@ class Cache:
         loop = asyncio.get_running_loop()
         reader = self._readers.get(loop)
         if reader is None:
-            store = RedisStore(self.settings) if self._memory is None else MemoryStore(self._memory)
+            store = RedisStore.connect(self.settings) if self._memory is None else MemoryStore(self._memory)
             reader = self._readers[loop] = Reader(store, self.settings, self.keys, self.telemetry)
         return reader
 

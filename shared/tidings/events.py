@@ -70,6 +70,16 @@ class Event(BaseModel):
                 )
             _types[type] = cls
 
+    def __eq__(self, other: object) -> bool:
+        """Events are equal when their data are: the envelope is how one came, not what it says."""
+        if not isinstance(other, Event) or type(self) is not type(other):
+            return NotImplemented
+        return self.__dict__ == other.__dict__ and self.model_extra == other.model_extra
+
+    def __hash__(self) -> int:
+        """Raise TypeError, as a tuple does, when the data hold what cannot be hashed."""
+        return hash((type(self), *self.__dict__.values()))
+
     @property
     def envelope(self) -> Envelope | None:
         """The envelope that this event was read from; None for one that was made here."""
@@ -133,7 +143,7 @@ def to_fields(event: Event, *, source: str, subject: str | None = None) -> dict[
     """
     event_type = type_of(event)
     try:
-        data = event.model_dump_json()
+        data = event.model_dump_json(by_alias=True, round_trip=True, warnings=False)
         type(event).model_validate_json(data)
     except (ValidationError, ValueError) as error:
         problem = _problems(error) if isinstance(error, ValidationError) else str(error)

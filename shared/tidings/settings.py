@@ -21,7 +21,9 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]*$")]
 class Settings(BaseSettings):
     """Configuration of a cache. Seconds unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="TIDINGS_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TIDINGS_", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
 
     url: SecretStr | None = Field(
         default=None,

@@ -45,6 +45,11 @@ class Flights:
                 self._waiting[task] -= 1
             raise
 
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for loads in flight."""
+        return sum(self._waiting.values())
+
     async def drain(self) -> None:
         """Wait until every load in flight has ended, however it ends; its callers hear how."""
         while self._tasks:

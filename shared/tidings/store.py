@@ -4,9 +4,9 @@ async or threads: an asynchronous client for each event loop, since its connecti
 client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import redis
 import redis.asyncio
@@ -47,14 +47,22 @@ class SyncStore(Protocol):
 
 
 class RedisStore:
-    """Operations over redis-py's asynchronous client, whose connections belong to one event loop."""
+    """Operations over redis-py's asynchronous client, whose connections belong to one event loop.
 
-    def __init__(self, settings: Settings) -> None:
-        url, options = _connection(settings)
-        self.client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options)
-        #: For blocking reads: a socket timeout below BLOCK would raise while all is well.
-        self.blocking: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options | {"socket_timeout": None})
-        self._where = redact(url)
+    `blocking` is for blocking reads: a socket timeout below BLOCK would raise while all is well. `where` names the
+    server in errors.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, blocking: redis.asyncio.Redis, where: str) -> None:
+        self.client = client
+        self.blocking = blocking
+        self._where = where
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Make a store that connects at its first operation. Raises ConfigurationError for a URL that is none."""
+        where, client, blocking = _clients(settings, redis.asyncio.Redis.from_url)
+        return cls(client, blocking, where)
 
     async def run(self, operation: Operation[T]) -> T:
         """See AsyncStore."""
@@ -87,11 +95,16 @@ class RedisStore:
 class SyncRedisStore:
     """Operations over redis-py's blocking client; safe to share between threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        url, options = _connection(settings)
-        self.client: redis.Redis = redis.Redis.from_url(url, **options)
-        self.blocking: redis.Redis = redis.Redis.from_url(url, **options | {"socket_timeout": None})
-        self._where = redact(url)
+    def __init__(self, client: redis.Redis, blocking: redis.Redis, where: str) -> None:
+        self.client = client
+        self.blocking = blocking
+        self._where = where
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """See `RedisStore.connect`."""
+        where, client, blocking = _clients(settings, redis.Redis.from_url)
+        return cls(client, blocking, where)
 
     def run(self, operation: Operation[T]) -> T:
         """See SyncStore."""
@@ -121,13 +134,18 @@ class SyncRedisStore:
         self.blocking.close()
 
 
-def _connection(settings: Settings) -> tuple[str, dict[str, Any]]:
-    url = settings.url.get_secret_value() if settings.url else ""
+def _clients(settings: Settings, from_url: Callable[..., T]) -> tuple[str, T, T]:
+    """Return how errors name the server, a client, and a client for blocking reads."""
+    url = settings.url.get_secret_value() if settings.url is not None else ""
     scheme = url.partition("://")[0]
     if scheme not in {"redis", "rediss", "unix"}:
         raise ConfigurationError(f"the URL scheme {scheme!r} is not one of redis, rediss, unix, memory")
     timeout = settings.operation_timeout
-    return url, {"socket_timeout": timeout, "socket_connect_timeout": timeout, "decode_responses": False}
+    try:
+        client = from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        return redact(url), client, from_url(url, socket_timeout=None, socket_connect_timeout=timeout)
+    except ValueError as error:
+        raise ConfigurationError(f"the URL {redact(url)} is not valid: {error}") from None
 
 
 def _exchange(commands: Sequence[Command]) -> Generator[_Batch, _Replies, _Replies]:

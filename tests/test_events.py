@@ -1,0 +1,176 @@
+"""Events: their classes, their fields in the stream, and what is understood of what others write."""
+
+import json
+from datetime import UTC, date, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+from tidings import Envelope, Event
+from tidings.errors import DuplicateEventTypeError, EventError
+from tidings.events import UntypedEvent, class_of, from_fields, to_fields, type_of
+
+
+class OrderPlaced(Event, type="test.order.placed"):
+    order_id: int
+    placed: date
+    note: str | None = None
+
+
+class Renamed(Event, type="test.renamed"):
+    user_id: int = Field(alias="userId")
+
+
+class Base(Event):
+    shared: int
+
+
+PLACED = OrderPlaced(order_id=7, placed=date(2026, 11, 20))
+
+
+def fields_as_bytes(fields):
+    return {name.encode(): value.encode() for name, value in fields.items()}
+
+
+def test_an_event_travels_as_flat_cloudevents_fields():
+    fields = to_fields(PLACED, source="/shop", subject="order:7")
+    assert {name: fields[name] for name in fields if name not in {"id", "time"}} == {
+        "specversion": "1.0",
+        "source": "/shop",
+        "type": "test.order.placed",
+        "subject": "order:7",
+        "datacontenttype": "application/json",
+        "data": '{"order_id":7,"placed":"2026-11-20","note":null}',
+    }
+    assert fields["time"].endswith("Z")
+    assert datetime.fromisoformat(fields["time"]).tzinfo is not None
+
+
+def test_every_event_has_an_id_of_its_own():
+    assert len({to_fields(PLACED, source="/")["id"] for _ in range(100)}) == 100
+
+
+def test_what_was_written_is_read_back_with_its_envelope():
+    envelope = from_fields("events", "5-0", fields_as_bytes(to_fields(PLACED, source="/shop", subject="order:7")))
+    event = class_of(envelope.type).read(envelope)
+    assert event == PLACED
+    assert event.envelope == envelope
+    assert (envelope.source, envelope.subject, envelope.stream_id) == ("/shop", "order:7", "5-0")
+
+
+def test_the_type_alone_is_an_event():
+    envelope = from_fields("events", "1700000000000-3", {b"type": b"anything"})
+    assert envelope == Envelope(
+        id="1700000000000-3",
+        type="anything",
+        source="events",
+        time=datetime.fromtimestamp(1700000000, UTC),
+        data={},
+        stream_id="1700000000000-3",
+    )
+
+
+def test_fields_of_extensions_are_let_through():
+    assert from_fields("events", "5-0", {b"type": b"x", b"traceparent": b"00-ab-cd-01"}).type == "x"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "no 'type'"),
+        ({b"type": b""}, "no 'type'"),
+        ({b"data": b"{}"}, "no 'type'"),
+        ({b"type": b"\xff"}, "the field b'type' is not UTF-8"),
+        ({b"type": b"x", b"\xff": b""}, r"the field b'\\xff' is not UTF-8"),
+        ({b"type": b"x", b"data": b"{"}, "'data' is not JSON"),
+        ({b"type": b"x", b"data": b"[1]"}, "'data' is a JSON list, not an object"),
+        ({b"type": b"x", b"data": b"null"}, "'data' is a JSON NoneType, not an object"),
+        ({b"type": b"x", b"data": b"[" * 100_000}, "'data' is"),
+        ({b"type": b"x", b"time": b"yesterday"}, "'time' is not RFC 3339"),
+        ({b"type": b"x", b"datacontenttype": b"application/avro"}, "content type is 'application/avro'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_cannot_be_read_says_why(fields, reason):
+    with pytest.raises(EventError, match=reason):
+        from_fields("events", "5-0", fields)
+
+
+@given(st.dictionaries(st.sampled_from([b"type", b"data", b"time", b"id", b"x"]) | st.binary(max_size=8), st.binary()))
+def test_no_fields_whatsoever_raise_anything_but_an_event_error(fields):
+    try:
+        from_fields("events", "5-0", fields)
+    except EventError:
+        return
+
+
+def envelope_of(data):
+    return Envelope("1", "test.order.placed", "/", datetime.now(UTC), data)
+
+
+def test_a_field_that_a_newer_publisher_added_is_ignored():
+    data = {"order_id": 7, "placed": "2026-11-20", "newer": True}
+    assert OrderPlaced.read(envelope_of(data)) == PLACED
+
+
+def test_data_that_do_not_fit_are_listed_without_their_values():
+    with pytest.raises(EventError, match=r"order_id: .*valid integer.*; placed: Field required") as caught:
+        OrderPlaced.read(envelope_of({"order_id": "s3cret"}))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_mistyped_field_is_refused_when_an_event_is_made():
+    with pytest.raises(ValidationError):
+        OrderPlaced(order_id=7, placed=date(2026, 1, 1), nte="x")
+
+
+def test_an_event_that_would_not_be_read_back_is_refused_when_published():
+    broken = OrderPlaced.model_construct(order_id="seven", placed=date(2026, 1, 1))
+    with pytest.raises(EventError, match="order_id"):
+        to_fields(broken, source="/")
+
+
+def test_an_event_with_aliases_is_read_back():
+    event = Renamed(userId=3)
+    envelope = from_fields("events", "5-0", fields_as_bytes(to_fields(event, source="/")))
+    assert Renamed.read(envelope) == event
+
+
+def test_two_classes_with_one_type_are_refused_by_name():
+    with pytest.raises(DuplicateEventTypeError, match=r"test_events\.\S*Other: .* already belongs to \S*OrderPlaced"):
+
+        class Other(Event, type="test.order.placed"): ...
+
+
+def test_a_module_that_is_imported_again_may_define_its_event_again():
+    def define():
+        class Again(Event, type="test.again"): ...
+
+        return Again
+
+    define()
+    assert class_of("test.again") is define() or class_of("test.again").__qualname__.endswith("Again")
+
+
+def test_a_class_without_a_type_is_a_base_and_cannot_be_published():
+    class Derived(Base, type="test.derived"): ...
+
+    assert type_of(Derived(shared=1)) == "test.derived"
+    with pytest.raises(EventError, match=r'has no type: class Base\(Event, type="…"\)'):
+        to_fields(Base(shared=1), source="/")
+
+
+def test_an_event_by_its_types_name_is_of_its_class_or_untyped():
+    assert Event.of("test.order.placed", {"order_id": 7, "placed": "2026-11-20"}) == PLACED
+    with pytest.raises(EventError, match="placed"):
+        Event.of("test.order.placed", {"order_id": 7})
+    untyped = Event.of("test.nobody.knows", {"user_id": 4, "tags": ["a"]})
+    assert isinstance(untyped, UntypedEvent)
+    assert (untyped.user_id, type_of(untyped)) == (4, "test.nobody.knows")
+    assert json.loads(to_fields(untyped, source="/")["data"]) == {"user_id": 4, "tags": ["a"]}
+
+
+def test_events_are_frozen():
+    with pytest.raises(ValidationError):
+        PLACED.order_id = 8

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -226,9 +227,8 @@ class Shell:
                 return  # it has ended already
 
 
-@pytest.fixture
-def new_shell(tmp_path_factory):
-    """Open a shell in a folder of its own."""
+@contextmanager
+def _opening_shells(tmp_path_factory) -> Iterator[Callable[[], Shell]]:
     shells = []
 
     def make() -> Shell:
@@ -241,5 +241,19 @@ def new_shell(tmp_path_factory):
 
 
 @pytest.fixture
+def new_shell(tmp_path_factory):
+    """Open a shell in a folder of its own."""
+    with _opening_shells(tmp_path_factory) as make:
+        yield make
+
+
+@pytest.fixture
 def shell(new_shell):
     return new_shell()
+
+
+@pytest.fixture(scope="module")
+def shell_of_module(tmp_path_factory):
+    """One folder for all tests of a module: for commands that are run once and looked at by many tests."""
+    with _opening_shells(tmp_path_factory) as make:
+        yield make()

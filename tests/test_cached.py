@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import inspect
+import random
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -621,3 +622,22 @@ async def test_one_cache_serves_two_event_loops_one_after_the_other(url):
 
     assert [await asyncio.to_thread(asyncio.run, use()) for _ in range(2)] == [1, 1]
     assert cache.stats()["default"]["hits"] == 1
+
+
+async def test_a_cancellation_during_a_read_is_never_lost(url):
+    """redis-py's own socket timeout loses it before Python 3.12, when it comes as a command ends."""
+    async with Cache(url) as cache:
+        await cache.set("k", 1)
+        chance = random.Random(3)
+
+        async def read_for_ever() -> None:
+            while True:
+                await cache.get("k")
+
+        for _ in range(100):
+            task = asyncio.create_task(read_for_ever())
+            await asyncio.sleep(chance.uniform(0, 0.002))
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=2)
+            assert done
+            assert task.cancelled()

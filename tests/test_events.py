@@ -87,6 +87,7 @@ def test_fields_of_extensions_are_let_through():
         ({b"type": b"x", b"data": b"[1]"}, "'data' is a JSON list, not an object"),
         ({b"type": b"x", b"data": b"null"}, "'data' is a JSON NoneType, not an object"),
         ({b"type": b"x", b"data": b"[" * 100_000}, "'data' is"),
+        ({b"type": b"x", b"data": b"x" * 2_000_000}, "2000009 bytes are more than an event's 1048576"),
         ({b"type": b"x", b"time": b"yesterday"}, "'time' is not RFC 3339"),
         ({b"type": b"x", b"datacontenttype": b"application/avro"}, "content type is 'application/avro'"),
     ],
@@ -129,6 +130,11 @@ def test_an_event_that_would_not_be_read_back_is_refused_when_published():
     broken = OrderPlaced.model_construct(order_id="seven", placed=date(2026, 1, 1))
     with pytest.raises(EventError, match="order_id"):
         to_fields(broken, source="/")
+
+
+def test_an_event_too_large_to_be_read_is_refused_when_published():
+    with pytest.raises(EventError, match="say what changed"):
+        to_fields(OrderPlaced(order_id=7, placed=date(2026, 1, 1), note="x" * 600_000), source="/")
 
 
 def test_an_event_with_aliases_is_read_back():

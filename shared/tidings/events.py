@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from .errors import DuplicateEventTypeError, EventError
 
+#: An event says what changed; it does not carry it. A larger stream entry is no event.
+MAX_EVENT_BYTES = 1024 * 1024
+
 _types: dict[str, type["Event"]] = {}
 _types_lock = threading.Lock()
 
@@ -139,7 +142,7 @@ def class_of(event_type: str) -> type[Event]:
 def to_fields(event: Event, *, source: str, subject: str | None = None) -> dict[str, str]:
     """Return the stream fields of a new event, with a fresh id and the time now.
 
-    Raises EventError when the data would not be read back as an event of this class.
+    Raises EventError when the data would not be read back as an event of this class, or are too large.
     """
     event_type = type_of(event)
     try:
@@ -148,6 +151,8 @@ def to_fields(event: Event, *, source: str, subject: str | None = None) -> dict[
     except (ValidationError, ValueError) as error:
         problem = _problems(error) if isinstance(error, ValidationError) else str(error)
         raise EventError(f"{event_type}: {problem}") from None
+    if len(data.encode()) > MAX_EVENT_BYTES // 2:
+        raise EventError(f"{event_type}: more than {MAX_EVENT_BYTES // 2} bytes: say what changed, do not carry it")
     fields = {
         "specversion": "1.0",
         "id": uuid4().hex,
@@ -164,6 +169,9 @@ def to_fields(event: Event, *, source: str, subject: str | None = None) -> dict[
 
 def from_fields(stream: str, stream_id: str, fields: Mapping[bytes, bytes]) -> Envelope:
     """Read a stream entry, native or written by hand. Raises EventError with the reason it cannot be read."""
+    size = sum(len(name) + len(value) for name, value in fields.items())
+    if size > MAX_EVENT_BYTES:
+        raise EventError(f"{size} bytes are more than an event's {MAX_EVENT_BYTES}")
     text: dict[str, str] = {}
     for name, value in fields.items():
         try:

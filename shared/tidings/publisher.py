@@ -8,6 +8,7 @@ async or threads: a receipt waits where it was published: the coroutine awaits, 
 connection.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .errors import DeadLetteredError, NotAppliedError, UnavailableError
 from .keys import Keyspace
-from .store import RedisStore, SyncRedisStore
+from .store import LONGEST_BLOCK, RedisStore, SyncRedisStore
 
 #: Adds a command to a pipeline, of either client.
 _Question = Callable[[Any], object]
@@ -30,8 +31,8 @@ class _Batch:
     blocking: bool = False
 
 
-#: A worker that dies between its ack and its word in the applied stream is noticed after this long.
-_RECHECK_SECONDS = 1.0
+#: A worker that dies between its ack and its word in the applied stream is noticed after this many seconds.
+_RECHECK_SECONDS = LONGEST_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class Receipt(_Published):
                 pipe = client.pipeline(transaction=False)
                 for question in batch.questions:
                     question(pipe)
-                batch = questions.send(await pipe.execute(raise_on_error=False))
+                async with asyncio.timeout(self._store.timeout + (LONGEST_BLOCK if batch.blocking else 0)):
+                    replies = await pipe.execute(raise_on_error=False)
+                batch = questions.send(replies)
         except StopIteration:
             return
         except NotAppliedError:  # a TimeoutError, and so an OSError, but not Redis's

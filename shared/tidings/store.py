@@ -4,6 +4,7 @@ async or threads: an asynchronous client for each event loop, since its connecti
 client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
 """
 
+import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
@@ -17,6 +18,9 @@ from .operations import Command, Operation, Script
 from .settings import Settings, redact
 
 T = TypeVar("T")
+
+#: Seconds that a blocking read may ask the server to wait.
+LONGEST_BLOCK = 1.0
 
 _Batch = list[Sequence[Any]]
 _Replies = list[Any]
@@ -49,20 +53,25 @@ class SyncStore(Protocol):
 class RedisStore:
     """Operations over redis-py's asynchronous client, whose connections belong to one event loop.
 
-    `blocking` is for blocking reads: a socket timeout below BLOCK would raise while all is well. `where` names the
-    server in errors.
+    `blocking` is for reads that block, `where` names the server in errors, and each exchange has `timeout` seconds. The
+    deadline is ours and not redis-py's `socket_timeout`, which goes through `asyncio.wait_for`: before Python 3.12 that
+    swallows a cancellation that comes as the command ends, and a service's own timeout around a read would be lost.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, blocking: redis.asyncio.Redis, where: str) -> None:
+    def __init__(
+        self, client: redis.asyncio.Redis, blocking: redis.asyncio.Redis, where: str, timeout: float = 2.0
+    ) -> None:
         self.client = client
         self.blocking = blocking
         self._where = where
+        #: seconds that one exchange has
+        self.timeout = timeout
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
         """Make a store that connects at its first operation. Raises ConfigurationError for a URL that is none."""
-        where, client, blocking = _clients(settings, redis.asyncio.Redis.from_url)
-        return cls(client, blocking, where)
+        where, client, blocking = _clients(settings, redis.asyncio.Redis.from_url, socket_timeout=None)
+        return cls(client, blocking, where, settings.operation_timeout)
 
     async def run(self, operation: Operation[T]) -> T:
         """See AsyncStore."""
@@ -71,7 +80,9 @@ class RedisStore:
             batch = next(exchange)
             while True:
                 try:
-                    batch = exchange.send(await self._send(batch))
+                    async with asyncio.timeout(self.timeout):
+                        replies = await self._send(batch)
+                    batch = exchange.send(replies)
                 except StopIteration as done:
                     return operation.parse(done.value)
 
@@ -103,7 +114,7 @@ class SyncRedisStore:
     @classmethod
     def connect(cls, settings: Settings) -> Self:
         """See `RedisStore.connect`."""
-        where, client, blocking = _clients(settings, redis.Redis.from_url)
+        where, client, blocking = _clients(settings, redis.Redis.from_url, socket_timeout=settings.operation_timeout)
         return cls(client, blocking, where)
 
     def run(self, operation: Operation[T]) -> T:
@@ -134,16 +145,20 @@ class SyncRedisStore:
         self.blocking.close()
 
 
-def _clients(settings: Settings, from_url: Callable[..., T]) -> tuple[str, T, T]:
-    """Return how errors name the server, a client, and a client for blocking reads."""
+def _clients(settings: Settings, from_url: Callable[..., T], *, socket_timeout: float | None) -> tuple[str, T, T]:
+    """Return how errors name the server, a client, and a client for reads that block up to `LONGEST_BLOCK`.
+
+    A client for blocking reads needs a socket timeout above BLOCK: one below it would raise while all is well.
+    """
     url = settings.url.get_secret_value() if settings.url is not None else ""
     scheme = url.partition("://")[0]
     if scheme not in {"redis", "rediss", "unix"}:
         raise ConfigurationError(f"the URL scheme {scheme!r} is not one of redis, rediss, unix, memory")
     timeout = settings.operation_timeout
+    patient = None if socket_timeout is None else socket_timeout + LONGEST_BLOCK
     try:
-        client = from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-        return redact(url), client, from_url(url, socket_timeout=None, socket_connect_timeout=timeout)
+        client = from_url(url, socket_timeout=socket_timeout, socket_connect_timeout=timeout)
+        return redact(url), client, from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
     except ValueError as error:
         raise ConfigurationError(f"the URL {redact(url)} is not valid: {error}") from None
 

@@ -23,6 +23,7 @@ from tidings.errors import ConfigurationError, PermanentError, TransientError
 from tidings.store import RedisStore
 
 from .app import load_rules, serve
+from .demo import PACKAGES, ROUNDS
 from .embedded import EmbeddedServer
 from .inspection import Stats, look
 from .settings import WorkerSettings
@@ -144,6 +145,25 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = 
             _print_stats(cache.telemetry.server, found)
 
 
+@app.command()
+@_reporting
+def demo(
+    packages: Annotated[str, typer.Option(help="standard library packages, separated by commas")] = ",".join(PACKAGES),
+    rounds: Annotated[int, typer.Option(min=1, help="times that a package changes")] = ROUNDS,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """See the whole of it work: a server, a worker, packages that change, readers that are never told old news.
+
+    It uses a server and files of its own and leaves nothing behind.
+
+    It exits 1 when a read is stale, a warm is missing or an event is lost.
+    """
+    from .demo.show import run  # noqa: PLC0415 it defines an event type, which the user's own rules may define too
+
+    configure_logging(verbose=False)
+    raise typer.Exit(run(packages.split(","), rounds, as_json=as_json))
+
+
 def _event(event_type: str, data: str) -> Event:
     text = sys.stdin.read() if data == "-" else data
     if data.startswith("@"):
@@ -176,7 +196,7 @@ def _client_cache() -> Iterator[Cache]:
 
 
 async def _look(cache: Cache) -> Stats:
-    async with RedisStore(cache.settings).client as client:
+    async with RedisStore.connect(cache.settings).client as client:
         return await look(client, cache.keys)
 
 

@@ -53,7 +53,11 @@ class EmbeddedServer:
         if known is not None and _answers(known):
             self.url = f"redis://127.0.0.1:{known}"
         else:
-            self._start(known)
+            try:
+                self._start(known)
+            except BaseException:  # Ctrl-C too: `__exit__` is not called for what did not enter
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -100,7 +104,6 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_TIMEOUT
         while not _answers(port):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self._stop()
                 raise UnavailableError(f"the embedded server did not start; see {self.data}/server.log")
             time.sleep(0.02)
         self.url = f"redis://127.0.0.1:{port}"

@@ -142,7 +142,11 @@ class WarmWorker:
             await asyncio.wait(jobs, timeout=self._drain_timeout)
         for job in jobs:
             job.cancel()  # arq notes it as to be run again
-        running.cancel()
+        # Before Python 3.12, asyncio.wait_for, under every command that redis-py sends, swallows a cancellation that
+        # comes as the command ends: one cancel() may be lost, and arq's loop would go on.
+        while not running.done():
+            running.cancel()
+            await asyncio.wait({running}, timeout=0.05)
         await asyncio.gather(running, *jobs, return_exceptions=True)
 
 

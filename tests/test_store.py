@@ -55,7 +55,7 @@ async def ticket_for(store):
     seen = await look(store)
     if seen.ticket is not None:
         return seen.ticket
-    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, seen.missing, 60_000))
+    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000))
     return judge(KEY, head, tokens).ticket
 
 
@@ -69,7 +69,7 @@ async def invalidate(store, *names, entries=()):
     keys = tuple(f"token:{name}" for name in names)
     vacancies = {entry: pack_vacancy() for entry in entries}
     uniques = tuple(unique() for _ in names)
-    return await store.run(Invalidate(causes, keys, uniques, vacancies, "log", 100, 60_000, 60_000))
+    return await store.run(Invalidate(causes, keys, uniques, vacancies, "log", 100, 60_000, 60_000, "applied"))
 
 
 async def test_nothing_is_there_at_first(store):
@@ -86,7 +86,7 @@ async def test_open_makes_what_is_missing_and_reads_the_tokens(store):
 
 async def test_opening_twice_gives_both_readers_the_same_ticket(store):
     seen = await look(store)
-    opened = [await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, seen.missing, 60_000)) for _ in range(2)]
+    opened = [await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000)) for _ in range(2)]
     first, second = (judge(KEY, head, tokens).ticket for head, tokens in opened)
     assert first is not None
     assert first == second

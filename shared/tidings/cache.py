@@ -172,17 +172,18 @@ class Cache:
         """Invalidate one cached function's entry; a load of it in flight will not be stored."""
         await self._invalidate({}, [self.key_of(call)])
 
-    async def invalidate_tokens(self, causes: Mapping[str, str]) -> None:
+    async def invalidate_tokens(self, causes: Mapping[str, str], *, events: str = "") -> None:
         """Invalidate by token names (`keys.tag_token` and its like), each with its cause, in one operation.
 
-        This is what the worker calls with what a whole batch of events makes wrong.
+        This is what the worker calls with what a whole batch of events makes wrong; `events` are the ids of their
+        stream entries, whose receipts are told in the same operation.
         """
-        if causes:
-            await self._invalidate(causes, [])
+        if causes or events:
+            await self._invalidate(causes, [], events)
 
-    async def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str]) -> int:
+    async def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> int:
         try:
-            return await self.reader().store.run(invalidation(self.keys, self.settings, causes, entries))
+            return await self.reader().store.run(invalidation(self.keys, self.settings, causes, entries, events))
         except UnavailableError as error:
             raise InvalidationError(str(error)) from error
 

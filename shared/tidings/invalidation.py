@@ -30,9 +30,12 @@ def direct(
 
 
 def invalidation(
-    keys: Keyspace, settings: Settings, causes: Mapping[str, str], entries: Iterable[str] = ()
+    keys: Keyspace, settings: Settings, causes: Mapping[str, str], entries: Iterable[str] = (), events: str = ""
 ) -> Invalidate:
-    """Return the operation that gives the tokens in `causes` new values and the entries new lineages."""
+    """Return the operation that gives the tokens in `causes` new values and the entries new lineages.
+
+    `events` are ids of stream entries that are applied by this; see `Invalidate`.
+    """
     return Invalidate(
         causes,
         tuple(map(keys.token, causes)),
@@ -42,4 +45,6 @@ def invalidation(
         settings.log_length,
         round(settings.token_ttl * 1000),
         round(settings.vacancy_ttl * 1000),
+        keys.applied,
+        events,
     )

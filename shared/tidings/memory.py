@@ -72,9 +72,9 @@ class Memory:
         self._values[key] = (value, now + ttl_ms / 1000)
 
     def _open(self, operation: Open) -> tuple[bytes, list[bytes | None]]:
-        for index in operation.missing:
-            if self._get(operation.tokens[index]) is None:
-                self._set(operation.tokens[index], token_value("0 first use"), operation.token_ms)
+        for token in operation.tokens:
+            if self._get(token) is None:
+                self._set(token, token_value("0 first use"), operation.token_ms)
         head = (self._get(operation.entry) or b"")[:LINEAGE_END]
         if judge(operation.entry, head, ()).ticket is None:
             head = operation.vacancy
@@ -85,7 +85,7 @@ class Memory:
         if (self._get(operation.entry) or b"")[LINEAGE_START:LINEAGE_END] != operation.lineage:
             return False
         self._set(operation.entry, operation.value, operation.ttl_ms)
-        keep = max(operation.token_ms, 2 * operation.ttl_ms) / 1000 + self._clock()
+        keep = operation.keep_ms / 1000 + self._clock()
         for key in operation.tokens:
             token, expires = self._values.get(key, (None, 0.0))
             if token is not None:

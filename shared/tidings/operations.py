@@ -1,8 +1,9 @@
 """What each step of the fence asks of Redis: commands and how to read their replies, as values. Sans I/O.
 
 An operation is one exchange with the server. `store` sends it, from a coroutine or from a thread, and `memory` carries
-it out on a dict; both know nothing of the fence, and the fence knows nothing of them. Each script touches the keys of
-one slot when it is given one key, so all of this also holds on a cluster.
+it out on a dict; both know nothing of the fence, and the fence knows nothing of them. On one server each is a single
+command. None needs its keys to change together: given to a script one by one, they give the same promises, which is how
+a cluster will have it.
 """
 
 import json
@@ -12,6 +13,10 @@ from hashlib import sha1
 from typing import Any, Protocol, TypeVar
 
 from .fence import LINEAGE_END, LINEAGE_START, token_value
+
+#: Entries kept in the stream of applied events, about: a receipt that falls behind further asks after its event
+#: instead.
+APPLIED_LENGTH = 1000
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -63,15 +68,21 @@ class Look:
         return values[0], values[1:]
 
 
-# A value without a lineage is absent, foreign or of another format version: it is replaced.
+# A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
+# all that is missing was made, by us or by somebody faster.
 _OPEN = Script.of(f"""
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
-if type(head) == 'string' and #head == {LINEAGE_END} then
-  local kind = string.sub(head, 1, {LINEAGE_START})
-  if kind == '\\1e' or kind == '\\1v' then return head end
+local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
+if kind ~= '\1e' and kind ~= '\1v' then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  head = ARGV[1]
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]
+local reply = {{head}}
+for i = 2, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[i + 2], 'NX', 'PX', ARGV[3])
+  reply[i] = redis.call('GET', KEYS[i])
+end
+return reply
 """)
 
 
@@ -83,25 +94,26 @@ class Open:
     vacancy: bytes
     vacancy_ms: int
     tokens: tuple[str, ...]
-    missing: tuple[int, ...]
     token_ms: int
 
     @property
     def commands(self) -> Sequence[Command]:
-        """The tokens are read after all that is missing was made, by us or by somebody faster."""
-        made = (
-            ("SET", self.tokens[index], token_value("0 first use"), "NX", "PX", self.token_ms) for index in self.missing
-        )
-        return ((_OPEN, 1, self.entry, self.vacancy, self.vacancy_ms), *made, ("MGET", *self.tokens))
+        """One script."""
+        fresh = [token_value("0 first use") for _ in self.tokens]
+        keys = (self.entry, *self.tokens)
+        return ((_OPEN, len(keys), *keys, self.vacancy, self.vacancy_ms, self.token_ms, *fresh),)
 
     def parse(self, replies: Sequence[Any]) -> tuple[bytes, list[bytes | None]]:
         """Return the head of the entry (its kind and lineage) and the tokens."""
-        return replies[0], replies[-1]
+        head, *tokens = replies[0]
+        return head, tokens
 
 
+# A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
 _FILL = Script.of(f"""
 if redis.pcall('GETRANGE', KEYS[1], {LINEAGE_START}, {LINEAGE_END - 1}) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4], 'GT') end
 return 1
 """)
 
@@ -118,20 +130,25 @@ class Fill:
     token_ms: int
 
     @property
+    def keep_ms(self) -> int:
+        """How long the tokens are needed at least."""
+        return max(self.token_ms, 2 * self.ttl_ms)
+
+    @property
     def commands(self) -> Sequence[Command]:
-        """A token must outlive the entries under it, or they end early: each fill prolongs it, never shortens it."""
-        keep = max(self.token_ms, 2 * self.ttl_ms)
-        renewals = (("PEXPIRE", token, keep, "GT") for token in self.tokens)
-        return ((_FILL, 1, self.entry, self.lineage, self.value, self.ttl_ms), *renewals)
+        """One script."""
+        keys = (self.entry, *self.tokens)
+        return ((_FILL, len(keys), *keys, self.lineage, self.value, self.ttl_ms, self.keep_ms),)
 
     def parse(self, replies: Sequence[Any]) -> bool:
         """Return whether the value was stored."""
         return bool(replies[0])
 
 
-# Tokens and tombstones first, the log last: whoever hears of the invalidation finds it done.
+# Tokens and tombstones first, then the log, then the word to receipts: whoever hears of the invalidation finds it done.
 _INVALIDATE = Script.of("""
-local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 7, 0
+local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
+local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
 local now = redis.call('TIME')
 local stamp = now[1] .. string.format('%06d', now[2])
 for i = 1, tokens do
@@ -143,23 +160,24 @@ for i = tokens + 1, tokens + entries do
   redis.call('SET', KEYS[i], ARGV[value], 'PX', ARGV[4])
   value = value + 1
 end
-if #KEYS > tokens + entries then
-  local log = KEYS[#KEYS]
+if tokens + entries > 0 then
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
   local previous = last[1] and last[1][1] or '0-0'
   redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6])
 end
+if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
 return live
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Invalidate:
-    """Give tokens new values and entries new lineages, and say so in the log. Costs the same for any number of entries.
+    """Give tokens new values and entries new lineages, and say so. Costs the same for any number of entries cached.
 
     `causes` maps each token's name to why; `entries` maps entry keys to fresh vacancies; `token_key` and the log's key
     come from the keyspace. The log's entry is ``prev`` (the id before it, so that a gap shows) and ``what``, JSON:
-    ``{"tokens": {name: cause}, "entries": [key]}``.
+    ``{"tokens": {name: cause}, "entries": [key]}``. `events` are the ids of the stream entries that are applied by
+    this, in the form of `publisher.covers`; receipts hear of them in the stream `applied`.
     """
 
     causes: Mapping[str, str]
@@ -170,6 +188,8 @@ class Invalidate:
     log_length: int
     token_ms: int
     vacancy_ms: int
+    applied: str
+    events: str = ""
 
     @property
     def what(self) -> str:
@@ -179,10 +199,11 @@ class Invalidate:
     @property
     def commands(self) -> Sequence[Command]:
         """One script: on one server all of it happens at once."""
-        keys = (*self.token_keys, *self.entries, self.log)
+        keys = (*self.token_keys, *self.entries, self.log, self.applied)
         pairs = (part for pair in zip(self.uniques, self.causes.values(), strict=True) for part in pair)
         counts = (len(self.token_keys), len(self.entries), self.token_ms, self.vacancy_ms, self.log_length)
-        return ((_INVALIDATE, len(keys), *keys, *counts, self.what, *pairs, *self.entries.values()),)
+        word = (APPLIED_LENGTH, self.events)
+        return ((_INVALIDATE, len(keys), *keys, *counts, self.what, *word, *pairs, *self.entries.values()),)
 
     def parse(self, replies: Sequence[Any]) -> int:
         """Return how many of `entries` held a value."""

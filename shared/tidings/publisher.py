@@ -1,8 +1,7 @@
 """Publishing, and waiting until an event has been applied.
 
 The receipt's wait is written once, sans I/O, as a generator of questions (`_waiting`); a coroutine and a thread each
-put them to the server. It cannot miss the answer: it notes the end of the ``applied`` stream *before* it asks whether
-the event is still pending, and then blocks reading from the noted end.
+put them to the server.
 
 async or threads: a receipt waits where it was published: the coroutine awaits, the thread blocks, with its own
 connection.
@@ -31,8 +30,8 @@ class _Batch:
     blocking: bool = False
 
 
-#: A worker that dies between its ack and its word in the applied stream is noticed after this many seconds.
-_RECHECK_SECONDS = LONGEST_BLOCK
+#: Seconds until a receipt asks after its event for the first time, if it has not heard.
+_FIRST_ASK_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +106,27 @@ class SyncReceipt(_Published):
 
 
 def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Generator[_Batch, list[Any], None]:
-    """Yield questions to the server until the event is known to be applied; raise when it will not be."""
+    """Yield questions to the server until the event is known to be applied; raise when it will not be.
+
+    Listening comes first, since the word is usually on its way: from the moment of the event's own id, because the word
+    comes later and ids are the server's time. Should the word be gone already, or have come with an earlier id after
+    the server's clock was set back, then asking finds out, soon at first and then once a second.
+    """
     deadline = time.monotonic() + timeout
-    why = ""
+    from_id: str | bytes = f"{max(0, as_pair(stream_id)[0] - 1)}-0"
+    ask_at = time.monotonic() + _FIRST_ASK_SECONDS
     while True:
-        last, groups, pending, dead = yield _Batch(
+        while (remaining := min(ask_at, deadline) - time.monotonic()) > 0:
+            (news,) = yield _Batch([_read_on(keys.applied, from_id, remaining)], blocking=True)
+            if isinstance(news, Exception):
+                raise news
+            for from_id, fields in news[0][1] if news else ():  # noqa: B007 the next read goes on from it
+                if covers(fields[b"ids"].decode("ascii"), stream_id):
+                    return
+                if covers(fields[b"dead"].decode("ascii"), stream_id):
+                    ask_at = 0.0
+        groups, pending, dead = yield _Batch(
             [
-                lambda pipe: pipe.xrevrange(keys.applied, count=1),
                 lambda pipe: pipe.xinfo_groups(keys.events),
                 lambda pipe: pipe.xpending_range(keys.events, group, stream_id, stream_id, 1),
                 lambda pipe: pipe.xrange(keys.dead, stream_id.partition("-")[0], count=1000),
@@ -125,21 +138,11 @@ def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Gene
             return
         if time.monotonic() >= deadline:
             raise NotAppliedError(f"not applied after {timeout:g} s: {why}")
-        from_id = last[0][0] if isinstance(last, list) and last else b"0-0"
-        recheck = min(deadline, time.monotonic() + _RECHECK_SECONDS)
-        while (remaining := recheck - time.monotonic()) > 0:
-            (news,) = yield _Batch([_read_on(keys.applied, from_id, remaining)], blocking=True)
-            if isinstance(news, Exception):
-                raise news
-            for from_id, fields in news[0][1] if news else ():  # noqa: B007 the next read goes on from it
-                if covers(fields[b"ids"].decode("ascii"), stream_id):
-                    return
-                if covers(fields.get(b"dead", b"").decode("ascii"), stream_id):
-                    recheck = 0.0
+        ask_at = time.monotonic() + LONGEST_BLOCK
 
 
-def _read_on(stream: str, from_id: bytes, seconds: float) -> _Question:
-    return lambda pipe: pipe.xread({stream: from_id}, block=max(1, int(seconds * 1000)))
+def _read_on(stream: str, from_id: str | bytes, seconds: float) -> _Question:
+    return lambda pipe: pipe.xread({stream: from_id}, count=100, block=max(1, int(seconds * 1000)))
 
 
 def _why_not_yet(group: str, stream_id: str, groups: Any, pending: Any) -> str:

@@ -147,10 +147,8 @@ class Reader:
         """Return a ticket to load under; None when Redis evicts tokens faster than they are read."""
         if sighting.ticket is not None:
             return sighting.ticket
-        missing = sighting.missing
-        head, tokens = await self.store.run(
-            Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, missing, self._token_ms)
-        )
+        opening = Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, self._token_ms)
+        head, tokens = await self.store.run(opening)
         return judge(entry.key, head, tokens).ticket
 
     def _served(self, entry: _Entry, sighting: Sighting, codec: Codec[T]) -> tuple[bool, Any]:

@@ -4,7 +4,6 @@ async or threads: an asynchronous client for each event loop, since its connecti
 client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
 """
 
-import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
@@ -13,6 +12,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
+from .batching import Multiplexer
 from .errors import ConfigurationError, UnavailableError
 from .operations import Command, Operation, Script
 from .settings import Settings, redact
@@ -51,11 +51,12 @@ class SyncStore(Protocol):
 
 
 class RedisStore:
-    """Operations over redis-py's asynchronous client, whose connections belong to one event loop.
+    """Operations for one event loop, multiplexed on one connection of redis-py's.
 
-    `blocking` is for reads that block, `where` names the server in errors, and each exchange has `timeout` seconds. The
-    deadline is ours and not redis-py's `socket_timeout`, which goes through `asyncio.wait_for`: before Python 3.12 that
-    swallows a cancellation that comes as the command ends, and a service's own timeout around a read would be lost.
+    `client` is for everything that is not an operation, `blocking` for reads that block, `where` names the server in
+    errors, and each exchange has `timeout` seconds. These deadlines are ours and not redis-py's `socket_timeout`, which
+    goes through `asyncio.wait_for`: before Python 3.12 that swallows a cancellation that comes as a command ends, and a
+    service's own timeout around a read would be lost.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class RedisStore:
         self._where = where
         #: seconds that one exchange has
         self.timeout = timeout
+        self._multiplexer = Multiplexer(client.connection_pool.make_connection, timeout)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -79,26 +81,15 @@ class RedisStore:
             exchange = _exchange(operation.commands)
             batch = next(exchange)
             while True:
+                replies = await self._multiplexer.exchange(batch)
                 try:
-                    async with asyncio.timeout(self.timeout):
-                        replies = await self._send(batch)
                     batch = exchange.send(replies)
                 except StopIteration as done:
                     return operation.parse(done.value)
 
-    async def _send(self, batch: _Batch) -> _Replies:
-        if len(batch) == 1:
-            try:
-                return [await self.client.execute_command(*batch[0])]
-            except NoScriptError as error:
-                return [error]
-        pipe = self.client.pipeline(transaction=False)
-        for command in batch:
-            pipe.execute_command(*command)
-        return list(await pipe.execute(raise_on_error=False))
-
     async def aclose(self) -> None:
         """Close the connections; not to be used afterwards."""
+        await self._multiplexer.aclose()
         await self.client.aclose()
         await self.blocking.aclose()
 

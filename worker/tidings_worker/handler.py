@@ -16,6 +16,7 @@ from redis.typing import EncodableT
 from tidings import Cache
 from tidings.errors import PermanentError
 from tidings.events import from_fields
+from tidings.operations import APPLIED_LENGTH
 
 from .rules import Plan, Rules, Warm, merge
 from .telemetry import log
@@ -26,8 +27,6 @@ Fields = dict[EncodableT, EncodableT]
 #: One stream entry: its id and its fields.
 Entry = tuple[str, Mapping[bytes, bytes]]
 
-#: Entries kept in the stream on which receipts wait: a reader that falls behind further asks again.
-_APPLIED_KEPT = 1000
 #: Types without a rule are counted each by name up to this many, so that a hostile producer cannot fill the server.
 _TYPES_COUNTED = 100
 
@@ -50,6 +49,11 @@ class Batch:
     dead: tuple[tuple[Entry, str], ...]
     #: how many events came of each type that no rule is for
     unruled: Mapping[str, int]
+
+    @property
+    def dead_ids(self) -> list[str]:
+        """The stream ids of the dead."""
+        return [stream_id for (stream_id, _), _ in self.dead]
 
 
 def digest(stream: str, entries: Sequence[Entry], rules: Rules) -> Batch:
@@ -86,21 +90,21 @@ class Handler:
         """Apply a batch and acknowledge it. Raises InvalidationError or a Redis error; then nothing is acknowledged."""
         started = time.perf_counter()
         batch = digest(self._cache.keys.events, entries, self._rules)
-        await self._cache.invalidate_tokens(batch.plan.causes)
+        await self._cache.invalidate_tokens(batch.plan.causes, events=ranges(batch.delivered, batch.dead_ids))
         await self._warmer.hand_off(batch.plan.warms)
         await self._acknowledge(batch)
         self._report(batch, (time.perf_counter() - started) * 1000)
 
     async def _acknowledge(self, batch: Batch) -> None:
-        """Ack, set dead letters aside, tell receipts and count: one transaction."""
+        """Ack, set dead letters aside and tell their receipts, count: one transaction."""
         keys = self._cache.keys
-        dead_ids = [stream_id for (stream_id, _), _ in batch.dead]
         pipe = self._client.pipeline(transaction=True)
         for (stream_id, fields), reason in batch.dead:
             pipe.xadd(keys.dead, dead_letter(keys.events, self._group, stream_id, fields, reason))
         pipe.xack(keys.events, self._group, *batch.delivered)
-        word: Fields = {"ids": ranges(batch.delivered, dead_ids), "dead": " ".join(dead_ids)}
-        pipe.xadd(keys.applied, word, maxlen=_APPLIED_KEPT, approximate=True)
+        if batch.dead:
+            word: Fields = {"ids": "", "dead": " ".join(batch.dead_ids)}
+            pipe.xadd(keys.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
         for name, amount in self._amounts(batch).items():
             pipe.hincrby(keys.counts, name, amount)
         await pipe.execute()

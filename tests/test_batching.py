@@ -158,3 +158,14 @@ def test_an_event_loop_that_ends_without_closing_leaves_no_warning(url):
 
     for _ in range(2):
         asyncio.run(use())  # warnings are errors here
+
+
+async def test_a_command_that_cannot_be_packed_shifts_nobodys_replies(url):
+    pool = redis.asyncio.ConnectionPool.from_url(url)
+    multiplexer = Multiplexer(pool.make_connection, timeout=5)
+    before = multiplexer.exchange([("ECHO", "before")])
+    with pytest.raises(UnicodeEncodeError):
+        multiplexer.exchange([("ECHO", "fine"), ("ECHO", "\ud800")])
+    after = multiplexer.exchange([("ECHO", "after")])
+    assert [await before, await after] == [[b"before"], [b"after"]]
+    await multiplexer.aclose()

@@ -309,35 +309,56 @@ async def test_methods_share_entries_between_instances_unless_self_is_asked_for(
     a, b = Repository("a"), Repository("b")
     assert [await a.shared(1), await b.shared(1), await b.shared(user_id=1)] == [1, 1, 1]
     assert [await a.own(1), await b.own(1), await a.own(1)] == [2, 3, 2]
-    assert b.own.key(1) == "cache:default:Repository.own:b:1"
+    assert b.own.key(1).startswith("cache:default:Repository.own:b:1:")
+    assert inspect.iscoroutinefunction(b.own) or asyncio.iscoroutinefunction(b.own)
     await a.shared.invalidate(1)
     assert await b.shared(1) == 4
     assert await b.shared.refresh(1) == 5
     assert await b.shared.uncached(1) == 6
 
 
-async def test_static_and_class_methods_are_cached_from_below(cache, count):
+async def test_static_and_class_methods_are_cached_too(cache, count):
     class Repository:
         @staticmethod
         @cache.cached()
         async def fixed(n: int) -> int:
             return count(n)
 
-        @classmethod
         @cache.cached()
+        @classmethod
         async def of_class(cls, n: int) -> int:
+            assert cls is Repository
             return count(n)
 
     assert [await Repository.fixed(1), await Repository().fixed(1)] == [1, 1]
     assert [await Repository.of_class(1), await Repository().of_class(1)] == [2, 2]
+    await Repository.of_class.invalidate(1)
+    assert await Repository.of_class(1) == 3
 
 
-async def test_a_key_template_names_the_entry(cache):
-    @cache.cached(namespace="users", key="{user_id}:profile")
-    async def profile(user_id: int, verbose: bool = False) -> int:
-        return user_id
+async def test_a_key_template_names_the_entry_readably_and_alone(cache):
+    @cache.cached(namespace="users", key="{user_id}:{team}")
+    async def profile(user_id: str | None, team: str, verbose: bool = False) -> str:
+        return f"{user_id!r} {team!r}"
 
-    assert profile.key(7) == profile.key(7, verbose=True) == "cache:users:profile:7:profile"
+    assert profile.key("7", "red").startswith("cache:users:profile:7:red:")
+    assert profile.key("7", "red") == profile.key("7", team="red", verbose=True)
+    assert await profile("a:b", "c") == "'a:b' 'c'"
+    assert await profile("a", "b:c") == "'a' 'b:c'"
+    assert await profile(None, "c") == "None 'c'"
+    assert await profile("null", "c") == "'null' 'c'"
+
+
+async def test_two_functions_of_one_name_do_not_share_entries(cache):
+    def get(kind):
+        @cache.cached(key="{row_id}")
+        async def get(row_id: int) -> str:
+            return kind
+
+        get.signature.identity = f"{kind}:get"  # as if from another module
+        return get
+
+    assert [await get("users")(1), await get("orders")(1)] == ["users", "orders"]
 
 
 async def test_tags_may_be_computed_from_all_arguments_by_name(cache, count):
@@ -392,23 +413,15 @@ async def test_a_load_slower_than_its_vacancy_is_served_and_not_cached(url):
 
 
 async def test_bytes_that_no_longer_decode_are_a_miss_and_are_replaced(cache, count):
-    async def load() -> dict[str, int]: ...
-
-    @cache.cached(key="same")
-    async def before() -> str:
+    async def old() -> str:
         return "text"
 
-    await before()
+    await cache.get_or_set("k", old)
 
-    def redecorated():
-        @cache.cached(key="same")
-        async def before() -> list[int]:
-            return [count()]
+    async def new() -> list[int]:
+        return [count()]
 
-        return before
-
-    after = redecorated()
-    assert [await after(), await after()] == [[1], [1]]
+    assert [await cache.get_or_set("k", new), await cache.get_or_set("k", new)] == [[1], [1]]
     assert cache.stats()["default"]["undecodable"] == 1
 
 
@@ -509,6 +522,7 @@ async def ticks():
         (find, {"tags": ["user:{}"]}, TemplateError, "no argument's name"),
         (find, {"tags": ["user:{{user_id}}"]}, TemplateError, "doubled braces"),
         (find, {"key": "{id}"}, TemplateError, "find, key"),
+        (find, {"key": "same for all"}, ConfigurationError, "all calls would share one entry"),
         (find, {"tags": "user:{user_id}"}, ConfigurationError, r"write tags=\['user:\{user_id\}'\]"),
         (find, {"namespace": "a:b"}, ConfigurationError, "namespace 'a:b'"),
         (find, {"ttl": 0}, ConfigurationError, "ttl must be a positive number"),
@@ -641,3 +655,126 @@ async def test_a_cancellation_during_a_read_is_never_lost(url):
             done, _ = await asyncio.wait({task}, timeout=2)
             assert done
             assert task.cancelled()
+
+
+# What reviewers found
+
+
+async def test_text_that_no_server_can_hold_is_refused_and_harms_nobody_else(cache):
+    @cache.cached(tags=["user:{user}"])
+    async def inbox(user: str) -> str:
+        return f"mail of {user}"
+
+    users = [f"user{n}" for n in range(6)]
+    calls = [inbox(users[0]), inbox("\ud800"), *(inbox(user) for user in users[1:])]
+    first, wrong, *others = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(wrong, ArgumentError)
+    assert [first, *others] == [f"mail of {user}" for user in users]
+    assert [await inbox(user) for user in users] == [first, *others]
+
+
+@pytest.mark.parametrize("tag", [["user:1"], 1, None, "", "\ud800"])
+async def test_a_tag_that_is_none_is_refused_and_not_taken_for_its_text(cache, tag):
+    with pytest.raises(ArgumentError):
+        await cache.invalidate_tags(tag)
+    with pytest.raises(ArgumentError):
+        await cache.invalidate(tags=[tag])
+
+
+async def test_computed_tags_that_are_one_string_are_refused(cache):
+    @cache.cached(tags=lambda user: f"user:{user}")
+    async def load(user: int) -> int:
+        return user
+
+    with pytest.raises(ArgumentError, match="where a list of tags belongs"):
+        await load(1)
+
+
+async def test_annotations_of_parameters_may_exist_for_the_type_checker_alone(cache, count):
+    @cache.cached(key="{user_id}")
+    async def load(session: "NowhereDefined", user_id: int) -> int:  # noqa: F821 the point
+        return count(user_id)
+
+    assert [await load(object(), 1), await load(object(), 1)] == [1, 1]
+
+
+async def test_a_refresh_is_not_undone_by_an_older_load_that_ends_after_it(cache):
+    row, started, release = ["old"], asyncio.Event(), asyncio.Event()
+
+    @cache.cached()
+    async def load() -> str:
+        value = row[0]
+        if value == "old":
+            started.set()
+            await release.wait()
+        return value
+
+    older = asyncio.create_task(load())
+    await started.wait()
+    row[0] = "new"
+    assert await load.refresh() == "new"
+    release.set()
+    assert await older == "old"
+    assert await load() == "new"
+
+
+async def test_a_refresh_leaves_the_value_it_refreshes_to_readers_meanwhile(cache, count):
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @cache.cached()
+    async def load() -> int:
+        value = count()
+        if value == 2:
+            started.set()
+            await release.wait()
+        return value
+
+    await load()
+    refresh = asyncio.create_task(load.refresh())
+    await started.wait()
+    assert await load() == 1
+    release.set()
+    assert [await refresh, await load()] == [2, 2]
+
+
+async def test_facts_of_hostile_bytes_are_a_miss(url):
+    async with Cache(url) as cache:
+        await cache.set("k", 1, tags=["t"])
+        key = cache.keys.entry("default", "k")
+        client = cache.reader().store.client
+        raw = await client.get(key)
+        for tags in (b'["t"', b'[""]', b"[1]", b"{}", b'["\\ud800"]', b"9"):
+            await client.set(key, raw.replace(b'["t"]', tags.ljust(5)))
+            assert await cache.get("k", default="none") == "none"
+
+
+async def test_a_value_set_by_hand_keeps_its_tokens_as_long_as_itself(url):
+    async with Cache(url, token_ttl=60) as cache:
+        await cache.set("k", 1, ttl=86_400, tags=["t"])
+        assert await cache.reader().store.client.ttl("token:tag:t") > 86_400
+
+
+async def test_a_server_that_refuses_writes_is_said_once(url, client):
+    async with Cache(url) as cache:
+
+        @cache.cached()
+        async def load() -> int:
+            return 1
+
+        await load()
+        await cache.invalidate_all()
+        client.config_set("maxmemory", "1")
+        try:
+            with capture_logs() as logs:
+                assert [await load() for _ in range(5)] == [1] * 5
+        finally:
+            client.config_set("maxmemory", "0")
+        assert [entry["event"] for entry in logs] == ["cache_unavailable"]
+
+
+async def test_get_or_set_takes_functions_whose_annotations_are_text(cache):
+    namespace = {"Profile": Profile, "date": date}
+    source = "from __future__ import annotations\nasync def load() -> Profile: return Profile(id=1, since=date.today())"
+    exec(source, namespace)  # noqa: S102 the test's own source
+    assert isinstance(await cache.get_or_set("k", namespace["load"]), Profile)
+    assert isinstance(await cache.get_or_set("k", namespace["load"]), Profile)

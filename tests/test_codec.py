@@ -1,7 +1,9 @@
 """The codec: what comes back is what went in, or an error says what would not."""
 
 import json
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -12,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_serializer, field_validator
 from tidings.codec import TAGGED, UNTYPED, Codec, first_change
 from tidings.errors import ConfigurationError, DecodeError, EncodeError
 
@@ -146,6 +148,17 @@ class Loose(BaseModel):
     a: int
 
 
+class Remembering(BaseModel):
+    a: int = 0
+    _note: str = PrivateAttr(default="")
+
+
+def remembering():
+    made = Remembering()
+    made._note = "abc"
+    return made
+
+
 class Special(Cat):
     extra: int = 0
 
@@ -161,6 +174,11 @@ class Special(Cat):
         (Lossy, Lossy(price=1.4), r"float at \$\.price came back changed"),
         (dict[str, Any], {"x": NODE}, r"Node at \$\['x'\] came back as dict"),
         (list[int], [1, "x"], r"valid integer"),
+        (Remembering, remembering(), r"str at \$\._note came back changed"),
+        (SecretStr, SecretStr("s3cret"), r"came back changed"),
+        (deque[int], deque([1], maxlen=2), r"deque at \$ changed"),
+        (datetime, datetime(2026, 10, 25, 2, 30, fold=1), r"datetime at \$ changed"),
+        (set[tuple[int]], {(True,)}, r"bool at \$\{\(True,\)\}\[0\] came back as int"),
     ],
 )
 def test_a_value_that_its_annotation_would_change_is_refused_not_changed(annotation, value, says):
@@ -253,3 +271,36 @@ class Colour(Enum):
 def test_an_enum_in_a_tagged_value_comes_back_as_itself():
     codec = Codec(tuple[Colour, bytes], "f")
     assert codec.decode(codec.encode((Colour.RED, b"\xff"))) == (Colour.RED, b"\xff")
+
+
+class Trimmed(BaseModel):
+    name: str
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def trim(cls, name: str) -> str:
+        return name.strip()
+
+
+@pytest.mark.parametrize("data", [b'J{"name": 5}', b'T{"!":["uuid",5]}', b'T{"name":{"!":["uuid",5]}}'])
+def test_whatever_a_models_own_validators_raise_on_old_bytes_is_a_decode_error(data):
+    with pytest.raises(DecodeError):
+        Codec(Trimmed, "f").decode(data)
+
+
+def test_an_encode_error_shows_no_value():
+    class Card(BaseModel):
+        number: int
+
+    wrong = Card.model_construct(number="4111-1111")
+    with pytest.raises(EncodeError) as caught:
+        Codec(Card, "f").encode(wrong)
+    assert "4111" not in str(caught.value)
+
+
+def test_a_signalling_nan_is_a_value_like_others():
+    codec = Codec(Decimal, "f")
+    with suppress(EncodeError):  # refused is right too; raising anything else is not
+        assert str(codec.decode(codec.encode(Decimal("NaN")))) == "NaN"
+    with pytest.raises(EncodeError):
+        Codec(UNTYPED, "f").encode(Decimal("sNaN"))

@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tidings import Envelope, Event
-from tidings.errors import DuplicateEventTypeError, EventError
+from tidings.errors import ConfigurationError, DuplicateEventTypeError, EventError
 from tidings.events import UntypedEvent, class_of, from_fields, to_fields, type_of
 
 
@@ -144,7 +144,7 @@ def test_an_event_with_aliases_is_read_back():
 
 
 def test_two_classes_with_one_type_are_refused_by_name():
-    with pytest.raises(DuplicateEventTypeError, match=r"test_events\.\S*Other: .* already belongs to \S*OrderPlaced"):
+    with pytest.raises(DuplicateEventTypeError, match=r"test_events:\S*Other: .* already belongs to \S*OrderPlaced"):
 
         class Other(Event, type="test.order.placed"): ...
 
@@ -180,3 +180,48 @@ def test_an_event_by_its_types_name_is_of_its_class_or_untyped():
 def test_events_are_frozen():
     with pytest.raises(ValidationError):
         PLACED.order_id = 8
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    a: int
+
+
+class Strict(Event, type="test.strict"):
+    model_config = ConfigDict(strict=True)
+    day: date
+    inner: Inner
+
+
+def test_a_strict_event_is_read_as_the_json_that_it_is():
+    event = Strict(day=date(2026, 1, 1), inner=Inner(a=1, b=2))
+    envelope = from_fields("events", "5-0", fields_as_bytes(to_fields(event, source="/")))
+    assert Strict.read(envelope) == event
+
+
+@pytest.mark.filterwarnings("ignore:Field name")  # pydantic warns of it too, before we refuse it
+@pytest.mark.parametrize("name", ["event_type", "envelope", "of", "read"])
+def test_a_field_named_like_what_every_event_has_is_refused_at_definition(name):
+    with pytest.raises(ConfigurationError, match=name):
+        type("Clash", (Event,), {"__annotations__": {name: str}, "__module__": __name__}, type=f"test.clash.{name}")
+
+
+def test_an_id_that_is_no_time_is_an_event_of_now():
+    assert from_fields("events", "18446744073709551615-1", {b"type": b"x"}).time <= datetime.now(UTC)
+
+
+def test_rfc_3339_times_and_json_content_types_are_understood_in_all_their_spellings():
+    fields = {b"type": b"x", b"time": b"2026-01-01t00:00:00z", b"datacontenttype": b"application/vnd.shop+json"}
+    assert from_fields("events", "5-0", fields).time == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_reason_stays_readable_however_much_is_wrong():
+    class Many(Event, type="test.many"):
+        rows: list[int]
+
+    with pytest.raises(EventError, match="and 99990 more") as caught:
+        Many.read(Envelope("1", "test.many", "/", datetime.now(UTC), {"rows": ["x"] * 100_000}))
+    assert len(str(caught.value)) < 1200
+    with pytest.raises(EventError) as caught:
+        from_fields("events", "5-0", {b"x" * 500_000: b""})
+    assert len(str(caught.value)) < 1200

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from enum import Enum, IntEnum
 from uuid import UUID
 
 import pytest
@@ -139,3 +140,62 @@ def typed(value):
 @given(json_like, json_like)
 def test_canonical_texts_are_equal_exactly_when_the_values_are(a, b):
     assert (canonical_json((a,)) == canonical_json((b,))) == (typed(a) == typed(b))
+
+
+class Colour(Enum):
+    RED = 1
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Celsius(float): ...
+
+
+class Kelvin(float): ...
+
+
+class Masked(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "***"
+
+
+class Open(BaseModel, extra="allow"):
+    x: int
+
+
+def test_what_looks_alike_and_is_not_has_keys_of_its_own():
+    values = [1, Colour.RED, Level.LOW, Celsius(20), Kelvin(20), 20.0, Masked("alice"), Masked("bob"), "alice"]
+    values += [Open(x=1, tenant="A"), Open(x=1, tenant="B")]
+    assert len({canonical_json((value,)) for value in values}) == len(values)
+
+
+def test_a_class_is_no_argument_for_a_key():
+    with pytest.raises(ArgumentError):
+        canonical_json((Size,))
+
+
+def test_equal_dicts_with_other_keys_than_strings_have_one_key():
+    assert canonical_json(({1: "a", 2: "b"},)) == canonical_json(({2: "b", 1: "a"},))
+
+
+def test_a_script_its_child_processes_and_its_importers_agree_on_keys(tmp_path):
+    """`python app.py`, a spawned child of it, `python -m app`, and another program that imports app."""
+    (tmp_path / "app.py").write_text(
+        "import multiprocessing, sys\n"
+        "from tidings.keys import qualified\n"
+        "def f(): ...\n"
+        "def say(): print(qualified(f), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    say()\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=say)\n"
+        "    child.start(); child.join()\n"
+    )
+    said = set()
+    for arguments in (["app.py"], ["-m", "app"], ["-c", "import app; app.say()"]):
+        run = subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        said.update(run.stdout.split())
+    assert said == {"app:f"}

@@ -85,11 +85,29 @@ async def test_open_makes_what_is_missing_and_reads_the_tokens(store):
 
 
 async def test_opening_twice_gives_both_readers_the_same_ticket(store):
-    seen = await look(store)
     opened = [await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000)) for _ in range(2)]
     first, second = (judge(KEY, head, tokens).ticket for head, tokens in opened)
     assert first is not None
     assert first == second
+
+
+async def test_opening_anew_refuses_older_fills_and_leaves_the_value(store):
+    older = await ticket_for(store)
+    await fill(store, older)
+    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000, renew=True))
+    renewed = judge(KEY, head, tokens).ticket
+    seen = await look(store)
+    assert (seen.verdict, seen.payload, seen.ticket) == (Verdict.FRESH, b"J1", renewed)
+    assert not await fill(store, older, b"J2")
+    assert await fill(store, renewed, b"J3")
+    assert (await look(store)).payload == b"J3"
+
+
+async def test_opening_a_vacancy_again_prolongs_it(store):
+    await store.run(Put(KEY, pack_vacancy(), 50))
+    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000))
+    await asyncio.sleep(0.06)  # its first life
+    assert await fill(store, judge(KEY, head, tokens).ticket)
 
 
 async def test_what_is_filled_is_served(store):
@@ -206,6 +224,12 @@ async def server_store(url):
 async def test_a_key_of_another_redis_type_is_absent_and_is_replaced(server_store):
     await server_store.client.rpush(KEY, "a list")
     assert (await look(server_store)).verdict is Verdict.ABSENT
+    assert await fill(server_store, await ticket_for(server_store))
+    assert (await look(server_store)).verdict is Verdict.FRESH
+
+
+async def test_a_token_of_another_redis_type_is_replaced(server_store):
+    await server_store.client.rpush(TOKENS[1], "a list")
     assert await fill(server_store, await ticket_for(server_store))
     assert (await look(server_store)).verdict is Verdict.FRESH
 

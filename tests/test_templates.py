@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
+from pydantic import TypeAdapter
 from tidings.errors import ArgumentError, ConfigurationError, TemplateError
 from tidings.templates import parse
 
@@ -25,7 +26,7 @@ class Colour(Enum):
         (1.5, "1.5"),
         (Decimal("1.50"), "1.50"),
         (date(2026, 11, 20), "2026-11-20"),
-        (datetime(2026, 11, 20, 1, 2, tzinfo=UTC), "2026-11-20T01:02:00+00:00"),
+        (datetime(2026, 11, 20, 1, 2, tzinfo=UTC), "2026-11-20T01:02:00Z"),
         (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
         (Colour.RED, "red"),
     ],
@@ -52,6 +53,7 @@ def test_attributes_and_formats_are_rendered():
         ("user:{user_id!r}", "no argument's name"),
         ("user:{user_id[0]}", "no argument's name"),
         ("", "empty"),
+        ("day:{user_id:{user_id}}", "no argument's name"),
     ],
 )
 def test_a_template_that_would_never_match_is_an_error_that_names_it(text, says):
@@ -69,3 +71,15 @@ def test_a_value_without_a_stable_text_is_refused():
 def test_a_missing_attribute_is_named():
     with pytest.raises(ArgumentError, match="needs 'user'"):
         parse("user:{user.id}", {"user"}, "here").render({"user": "text"}.__getitem__)
+
+
+def test_a_format_that_does_not_fit_the_value_is_an_argument_error():
+    with pytest.raises(ArgumentError, match="cannot format 'day'"):
+        parse("{day:%Y-%m}", {"day"}, "here").render({"day": "2026-11-20"}.__getitem__)
+
+
+def test_an_argument_and_an_events_json_have_one_text():
+    at = datetime(2026, 11, 20, tzinfo=UTC)
+    template = parse("{at}", {"at"}, "here")
+    in_json = TypeAdapter(datetime).dump_python(at, mode="json")
+    assert template.render({"at": at}.__getitem__) == template.render({"at": in_json}.__getitem__)

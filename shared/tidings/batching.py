@@ -54,14 +54,17 @@ class _Link:
         self.task = asyncio.create_task(self._serve())
 
     def exchange(self, commands: Sequence[Sequence[Any]]) -> "asyncio.Future[list[Any]]":
-        """Send commands with whatever else this tick sends; the future gets one reply for each."""
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._waiting.append(_Exchange(len(commands), future, self._loop.time() + self._timeout))
+        """Send commands with whatever else this tick sends; the future gets one reply for each.
+
+        Raises what packing raises, and then nothing is sent and nothing waits: an exchange that waited for a reply to
+        what was never sent would take the next one's, and everybody behind it somebody else's.
+        """
+        packed: list[bytes] = []
         for command in commands:
-            if _pack is not None:
-                self._unsent.append(_pack(command))
-            else:
-                self._unsent.extend(self._connection.pack_command(*command))
+            packed.extend((_pack(command),) if _pack is not None else self._connection.pack_command(*command))
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._unsent.extend(packed)
+        self._waiting.append(_Exchange(len(commands), future, self._loop.time() + self._timeout))
         if not self._flushing and self._write is not None:
             self._flushing = True
             self._loop.call_soon(self._flush)

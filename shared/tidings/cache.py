@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, ParamSpec, Self, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from pydantic import SecretStr, ValidationError
 
-from .cached import CachedFunction, Seconds, Tags, decorate, milliseconds
+from .cached import Decorator, Seconds, Tags, decorate, milliseconds, return_annotation
 from .codec import UNTYPED, Codec
 from .errors import ConfigurationError, InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
@@ -23,8 +24,6 @@ from .store import RedisStore, SyncRedisStore
 from .sync import SyncCache
 from .telemetry import Telemetry
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 
 _untyped: Codec[Any] = Codec(UNTYPED, "cache.set")
@@ -101,7 +100,7 @@ class Cache:
         ttl: Seconds | None = None,
         key: str | None = None,
         tags: Tags = (),
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
+    ) -> Decorator:
         """Keep an ``async def`` function's results in this cache; see `tidings.cached`."""
         return decorate(lambda: self, namespace, ttl, key, tags)
 
@@ -120,8 +119,8 @@ class Cache:
     ) -> None:
         """Store JSON types under `key`; a load in flight for the key will not overwrite them.
 
-        Valid until an invalidation that comes after this call began. Raises EncodeError for a value that would not come
-        back as it was, UnavailableError when Redis does not take it.
+        Valid until an invalidation of the namespace or of a tag that comes after this call began. Raises EncodeError
+        for a value that would not come back as it was, UnavailableError when Redis does not take it.
         """
         await self.reader().put(_call(key, namespace, ttl, tags), value, _untyped)
 
@@ -138,9 +137,7 @@ class Cache:
 
         The type is `func`'s return annotation; a function without one must return JSON types.
         """
-        hints = getattr(func, "__annotations__", {})
-        codec: Codec[T] = Codec(hints["return"], key) if "return" in hints else _untyped
-        return await self.reader().read(_call(key, namespace, ttl, tags), func, codec)
+        return await self.reader().read(_call(key, namespace, ttl, tags), func, _codec_of(func))
 
     async def delete(self, key: str, *, namespace: str = "default") -> bool:
         """Invalidate the entry under `key`; return whether there was a value. Raises InvalidationError."""
@@ -247,6 +244,19 @@ class Cache:
             store = RedisStore.connect(self.settings) if self._memory is None else MemoryStore(self._memory)
             reader = self._readers[loop] = Reader(store, self.settings, self.keys, self.telemetry)
         return reader
+
+
+def _codec_of(func: Callable[[], Awaitable[T]]) -> Codec[T]:
+    annotation = return_annotation(func)
+    try:
+        return _codec_for(annotation)
+    except TypeError:  # an annotation that cannot be hashed
+        return Codec(annotation, "get_or_set")
+
+
+@lru_cache(maxsize=256)
+def _codec_for(annotation: Any) -> Codec[Any]:
+    return Codec(annotation, "get_or_set")
 
 
 def _call(key: str, namespace: str, ttl: Seconds | None, tags: Iterable[str]) -> Call:

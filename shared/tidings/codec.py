@@ -8,12 +8,15 @@ silently changed: a NaN that JSON turned to null, a field that a model excludes,
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
+from decimal import Decimal
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from .errors import ConfigurationError, DecodeError, EncodeError
@@ -49,8 +52,9 @@ class Codec(Generic[T]):
     def encode(self, value: T) -> bytes:
         """Return bytes that `decode` turns into an equal value of equal types.
 
-        Two liberties, both of the annotation's making: an int where a float is promised comes back a float, and a
-        datetime keeps its instant and offset, not the name of its zone. Raises EncodeError naming type and place.
+        Three liberties: an int where a float is promised comes back a float, a datetime keeps its instant and offset
+        but not the name of its zone, and a model forgets which of its fields were set by default. Raises EncodeError
+        naming type and place.
         """
         plain, change = self._try_json(value)
         if plain is not None and change is None:
@@ -59,7 +63,7 @@ class Codec(Generic[T]):
             tagged, tagged_change = self._try_tagged(value)
             if tagged is not None and tagged_change is None:
                 return TAGGED + tagged
-            change = tagged_change or change
+            change = change or tagged_change
         cure = "" if self._typed else "; annotate the return type, or return JSON types"
         raise EncodeError(f"{self._where}: the value would not come back as it was: {change}{cure}")
 
@@ -71,7 +75,7 @@ class Codec(Generic[T]):
                 return self._adapter.validate_json(body, by_alias=False, by_name=True)
             if form == TAGGED:
                 return self._adapter.validate_python(from_tagged(from_json(body)), by_alias=False, by_name=True)
-        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+        except Exception as error:  # a model's own validators run here, on bytes that anybody may have written
             raise DecodeError(f"{self._where}: not a cached value: {type(error).__name__}") from error
         raise DecodeError(f"{self._where}: unknown form {form!r}")
 
@@ -79,7 +83,7 @@ class Codec(Generic[T]):
         try:
             body = self._adapter.dump_json(value, round_trip=True, by_alias=False, warnings=False)
         except (PydanticSerializationError, ValueError, TypeError) as error:
-            return None, str(error)
+            return None, _said(error)
         return body, self._change(value, JSON + body)
 
     def _try_tagged(self, value: T) -> tuple[bytes | None, str | None]:
@@ -87,17 +91,28 @@ class Codec(Generic[T]):
             plain = self._adapter.dump_python(value, round_trip=True, by_alias=False, warnings=False)
             body = json.dumps(to_tagged(plain, _refuse), separators=(",", ":")).encode()
         except (PydanticSerializationError, EncodeError, ValueError, TypeError) as error:
-            return None, str(error)
+            return None, _said(error)
         return body, self._change(value, TAGGED + body)
 
     def _change(self, value: T, data: bytes) -> str | None:
         try:
             return first_change(value, self.decode(data), "$")
         except DecodeError as error:
-            return str(error.__cause__).replace("\n", " ") if error.__cause__ else str(error)
+            return _said(error.__cause__ or error)
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's message without the value, which may be personal."""
+    if isinstance(error, ValidationError):
+        places = (".".join(map(str, e["loc"])) or "the value" for e in error.errors(include_input=False))
+        messages = (e["msg"] for e in error.errors(include_input=False))
+        return "; ".join(f"{place}: {message}" for place, message in zip(places, messages, strict=True))
+    return str(error).replace("\n", " ")
 
 
 def _refuse(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return to_tagged(value.value, _refuse)
     raise EncodeError(f"a {type(value).__module__}.{type(value).__qualname__} has no JSON form")
 
 
@@ -117,16 +132,25 @@ def first_change(before: Any, after: Any, place: str) -> str | None:  # noqa: PL
             return f"the length of the {kind.__qualname__} at {place} changed"
         pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(before, after, strict=True))]
     elif isinstance(before, BaseModel):
-        names = [*kind.model_fields, *(before.model_extra or {})]
+        names = [*kind.model_fields, *(before.model_extra or {}), *(before.__pydantic_private__ or {})]
         pairs = [(getattr(before, n), getattr(after, n, None), f"{place}.{n}") for n in names]
     elif is_dataclass(before):
         pairs = [(getattr(before, f.name), getattr(after, f.name, None), f"{place}.{f.name}") for f in fields(before)]
     elif isinstance(before, datetime):
-        same = before == after and before.utcoffset() == after.utcoffset()
+        same = before == after and before.utcoffset() == after.utcoffset() and before.fold == after.fold
         return None if same else f"datetime at {place} changed"
     elif isinstance(before, set | frozenset):
-        same = before == after and {*map(type, before)} == {*map(type, after)}
-        return None if same else f"the {kind.__qualname__} at {place} changed"
+        if before != after:
+            return f"the {kind.__qualname__} at {place} changed"
+        found = {item: item for item in after}
+        pairs = [(item, found[item], f"{place}{{{item!r}}}") for item in before]
+    elif isinstance(before, Decimal):
+        # By text: a signalling NaN raises when it is compared, and 1.0 is 1.00 and another value.
+        return None if str(before) == str(after) else f"Decimal at {place} changed"
+    elif isinstance(before, deque):
+        if len(before) != len(after) or before.maxlen != after.maxlen:
+            return f"the length of the deque at {place} changed"
+        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(before, after, strict=True))]
     else:
         # Two NaNs are unequal and the same value: an object that differs from itself is compared by its text.
         same = before == after if before == before else repr(before) == repr(after)  # noqa: PLR0124

@@ -1,18 +1,14 @@
 """The default cache, the only global. Whichever is current when a function is *called* counts, not at decoration."""
 
 import threading
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
 
 from .cache import Cache
-from .cached import CachedFunction, Seconds, Tags, decorate
+from .cached import Decorator, Seconds, Tags, decorate
 from .events import Event
 from .publisher import Receipt
 from .settings import Settings
 from .telemetry import log
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _lock = threading.Lock()
 _current: Cache | None = None
@@ -74,7 +70,7 @@ def get_cache() -> Cache:
 
 def cached(
     *, namespace: str = "default", ttl: Seconds | None = None, key: str | None = None, tags: Tags = ()
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
+) -> Decorator:
     """Keep an ``async def`` function's results until they expire or are invalidated.
 
     `namespace` is the group that `invalidate_namespace` names. `ttl` is seconds or a timedelta; None: the cache's

@@ -15,10 +15,14 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from .errors import DuplicateEventTypeError, EventError
+from .errors import ConfigurationError, DuplicateEventTypeError, EventError
+from .keys import qualified
 
 #: An event says what changed; it does not carry it. A larger stream entry is no event.
 MAX_EVENT_BYTES = 1024 * 1024
+
+#: Names that an event's data cannot have as a class's fields: they are the event's own.
+_RESERVED = frozenset({"event_type", "envelope", "of", "read"})
 
 _types: dict[str, type["Event"]] = {}
 _types_lock = threading.Lock()
@@ -58,18 +62,17 @@ class Event(BaseModel):
     def __pydantic_init_subclass__(cls, *, type: str = "", **kwargs: Any) -> None:  # noqa: A002
         """Register the class under its type."""
         super().__pydantic_init_subclass__(**kwargs)
+        if reserved := sorted(_RESERVED & cls.model_fields.keys()):
+            raise ConfigurationError(f"{qualified(cls)}: an event has {reserved} already; name these fields otherwise")
         cls.event_type = type
         if not type:
             return
         with _types_lock:
             other = _types.get(type)
-            if other is not None and (other.__module__, other.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
+            if other is not None and qualified(other) != qualified(cls):
                 raise DuplicateEventTypeError(
-                    f"{cls.__module__}.{cls.__qualname__}: the event type {type!r} already belongs to "
-                    f"{other.__module__}.{other.__qualname__}; give one of them another type"
+                    f"{qualified(cls)}: the event type {type!r} already belongs to {qualified(other)}; "
+                    "give one of them another type"
                 )
             _types[type] = cls
 
@@ -105,14 +108,21 @@ class Event(BaseModel):
 
     @classmethod
     def read(cls, envelope: Envelope) -> Self:
-        """Make an instance of the envelope's data. Raises EventError, which lists what does not fit."""
-        open_ended = cls.model_config.get("extra") == "allow"
-        try:
-            event = cls.model_validate(envelope.data, extra="allow" if open_ended else "ignore")
-        except ValidationError as error:
-            raise EventError(f"{envelope.type}: {_problems(error)}") from None
-        event._envelope = envelope  # noqa: SLF001 its own
-        return event
+        """Make an instance of the envelope's data, read as JSON. Raises EventError, which lists what does not fit."""
+        data = dict(envelope.data)
+        while True:
+            try:
+                event = cls.model_validate_json(json.dumps(data))
+            except ValidationError as error:
+                unknown = {e["loc"][0] for e in error.errors() if e["type"] == "extra_forbidden" and len(e["loc"]) == 1}
+                if not unknown:
+                    raise EventError(f"{envelope.type}: {_problems(error)}") from None
+                # Fields that a newer publisher has added, and only those of the event itself: what a model inside it
+                # allows or forbids is that model's affair.
+                data = {name: value for name, value in data.items() if name not in unknown}
+            else:
+                event._envelope = envelope  # noqa: SLF001 its own
+                return event
 
 
 class UntypedEvent(Event, extra="allow"):
@@ -123,7 +133,7 @@ class UntypedEvent(Event, extra="allow"):
 
 def type_of(event: Event) -> str:
     """Return an instance's event type, or raise EventError when its class has none."""
-    found = event._type if isinstance(event, UntypedEvent) else event.event_type  # noqa: SLF001
+    found = event._type if isinstance(event, UntypedEvent) else type(event).event_type  # noqa: SLF001
     if not found and event.envelope is not None:
         found = event.envelope.type
     if not found:
@@ -179,9 +189,10 @@ def from_fields(stream: str, stream_id: str, fields: Mapping[bytes, bytes]) -> E
         except UnicodeDecodeError as error:
             raise EventError(f"the field {name[:64]!r} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not text.get("type"):
-        raise EventError(f"no 'type' among the fields {sorted(text)[:20]}")
+        raise EventError(shorten(f"no 'type' among the fields {sorted(text)[:20]}"))
     content = text.get("datacontenttype", "application/json")
-    if content.partition(";")[0].strip().lower() not in {"application/json", "text/json"}:
+    media_type = content.partition(";")[0].strip().lower()
+    if media_type not in {"application/json", "text/json"} and not media_type.endswith("+json"):
         raise EventError(f"the data's content type is {content[:64]!r}, not JSON")
     return Envelope(
         id=text.get("id") or stream_id,
@@ -211,13 +222,28 @@ def _data(text: str | None) -> Mapping[str, Any]:
 def _time(text: str | None, stream_id: str) -> datetime:
     if text:
         try:
-            time = datetime.fromisoformat(text)
+            time = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
         except ValueError:
             raise EventError(f"'time' is not RFC 3339: {text[:64]!r}") from None
         return time if time.tzinfo else time.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(int(stream_id.partition("-")[0]) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp(int(stream_id.partition("-")[0]) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):  # an id made by hand need not be a time
+        return datetime.now(UTC)
+
+
+#: A reason is read by people: so many problems, of so many characters.
+_PROBLEMS_LISTED, _REASON_LENGTH = 10, 1000
 
 
 def _problems(error: ValidationError) -> str:
     """Say what does not fit, by field, without the values: an event's data can be personal."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'data'}: {e['msg']}" for e in error.errors(include_input=False))
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    listed = [f"{'.'.join(map(str, e['loc'])) or 'data'}: {e['msg']}" for e in found[:_PROBLEMS_LISTED]]
+    more = [f"and {len(found) - len(listed)} more"] if len(found) > len(listed) else []
+    return shorten("; ".join(listed + more))
+
+
+def shorten(reason: str) -> str:
+    """Return a reason at a length that people read and streams hold."""
+    return reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + "…"

@@ -162,9 +162,12 @@ def facts_of(entry: bytes | None) -> Facts | None:
     text, _ = _split(entry, _TOKENS_START + UNIQUE_LENGTH * count)
     try:
         fields = json.loads(text)
-        return Facts(tuple(map(str, fields["tags"])), float(fields["load_ms"]), str(fields["by"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        tags = tuple(fields["tags"])
+        facts = Facts(tags, float(fields["load_ms"]), str(fields["by"]))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
+    wrong = len(tags) > MAX_TAGS or not all(isinstance(tag, str) and tag for tag in tags)
+    return None if wrong else facts
 
 
 def _split(entry: bytes, start: int) -> tuple[bytes, bytes]:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 
 from .errors import ArgumentError, ConfigurationError
 from .tagged import to_tagged
+from .templates import Template
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,128}\Z")
 
@@ -32,10 +34,25 @@ def namespace_token(namespace: str) -> str:
 
 
 def tag_token(tag: str) -> str:
-    """Return the name of a tag's token."""
-    if not tag:
-        raise ArgumentError("an empty tag")
-    return f"tag:{tag}"
+    """Return the name of a tag's token. Raises ArgumentError for what is no text that Redis can hold, or is empty."""
+    return f"tag:{check_text(tag, 'a tag')}"
+
+
+def check_text(text: str, what: str) -> str:
+    """Return the text, or raise ArgumentError when it is empty, not a string, or not Unicode (a lone surrogate)."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"{what} is a string, not a {type(text).__name__}: {text!r:.100}")
+    if not text or (not text.isascii() and not _encodes(text)):
+        raise ArgumentError(f"{what} is empty or not Unicode text: {text!r:.100}")
+    return text
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_namespace(namespace: str) -> str:
@@ -58,7 +75,8 @@ class Keyspace:
         return f"{self.prefix}:{word}" if self.prefix else word
 
     def entry(self, namespace: str, name: str) -> str:
-        """Return the key of an entry; `name` is ``{function}:{16 hex}`` or the caller's own."""
+        """Return the key of an entry; `name` is ``{function}:{16 hex}`` or the caller's own. Raises ArgumentError."""
+        check_text(name, "a key")
         version = f"{self.version}:" if self.version else ""
         return self._word(f"{version}cache:{namespace}:{name}")
 
@@ -97,25 +115,26 @@ class Keyspace:
         return self._word("warms")
 
 
-def module_of(function: Callable[..., Any]) -> str:
-    """Return the module that other processes import the function from.
+def module_of(thing: Any) -> str:
+    """Return the module that other processes import a function or class from.
 
-    A script's functions live in ``__main__`` there and under the script's name in the worker: the same function must
-    have the same keys in both.
+    A script's functions live in ``__main__`` there, in ``__mp_main__`` in its child processes, and under the script's
+    name in the worker: the same function must have the same keys in all of them.
     """
-    module = function.__module__
-    if module != "__main__":
+    module: str = thing.__module__
+    if module not in {"__main__", "__mp_main__"}:
         return module
-    main = sys.modules["__main__"]
-    if main.__spec__ is not None:
-        return main.__spec__.name.removesuffix(".__main__")
-    file = getattr(main, "__file__", None)
+    namespace = getattr(thing, "__globals__", None) or vars(sys.modules[module])
+    spec = namespace.get("__spec__")
+    if spec is not None and spec.name not in {"__main__", "__mp_main__"}:
+        return str(spec.name)
+    file = namespace.get("__file__")
     return Path(file).stem if file else module
 
 
-def qualified(function: Callable[..., Any]) -> str:
-    """Return ``module:qualname``, the name under which a worker can import the function."""
-    return f"{module_of(function)}:{function.__qualname__}"
+def qualified(thing: Any) -> str:
+    """Return ``module:qualname``, the name under which other processes can import a function or class."""
+    return f"{module_of(thing)}:{thing.__qualname__}"
 
 
 class Signature:
@@ -133,7 +152,7 @@ class Signature:
         self.is_method = bool(parameters) and parameters[0].name in {"self", "cls"}
         self.in_key = self.names[1:] if self.is_method else self.names
         self._parameters = parameters
-        self._identity = qualified(function)
+        self.identity = qualified(function)
         local_free = re.sub(r".*<locals>\.", "", function.__qualname__)
         self.function_word = re.sub(r"[^A-Za-z0-9_.]", "_", local_free)
 
@@ -150,9 +169,19 @@ class Signature:
         try:
             canonical = canonical_json(values)
         except ArgumentError as error:
-            raise ArgumentError(f"{self._identity}: {self._blame(values)}: {error}") from None
-        digest = sha256(f"{self._identity}{canonical}".encode()).hexdigest()[:16]
-        return f"{self.function_word}:{digest}"
+            raise ArgumentError(f"{self.identity}: {self._blame(values)}: {error}") from None
+        return f"{self.function_word}:{digest(self.identity, canonical)}"
+
+    def named_entry(self, template: Template, bound: tuple[Any, ...]) -> str:
+        """Return ``{function}:{rendered}:{16 hex}``: readable, and still a key that no other call has.
+
+        The text alone would not do: two functions of one name, or ``{a}:{b}`` of other a and b, would share an entry.
+        Raises ArgumentError for a value without a stable text.
+        """
+        value_of = dict(zip(self.names, bound, strict=True)).__getitem__
+        texts = template.texts(value_of)
+        canonical = json.dumps([template.text, *texts], separators=(",", ":"))
+        return f"{self.function_word}:{template.render(value_of)}:{digest(self.identity, canonical)}"
 
     def spread(self, arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return ``(args, kwargs)`` that call the function with these arguments: the inverse of `arguments`."""
@@ -184,24 +213,45 @@ def canonical_json(values: tuple[Any, ...]) -> str:
 
     Raises ArgumentError for types that have no canonical form: they would give every call its own key.
     """
-    return json.dumps([to_tagged(value, _canonical_object) for value in values], sort_keys=True, separators=(",", ":"))
+    tagged = [to_tagged(value, _canonical_object, canonical=True) for value in values]
+    return json.dumps(tagged, sort_keys=True, separators=(",", ":"))
+
+
+def digest(identity: str, canonical: str) -> str:
+    """Return 16 hex digits of the SHA-256 of a function's identity and its canonical arguments."""
+    return sha256(f"{identity}{canonical}".encode()).hexdigest()[:16]
+
+
+#: How to take a value of a subclass as its base has it, past whatever the subclass overrides.
+_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (tuple, tuple),
+    (list, list),
+    (dict, dict),
+)
 
 
 def _canonical_object(value: Any) -> Any:
     kind = type(value)
-    if isinstance(value, BaseModel):
-        content = {name: getattr(value, name) for name in kind.model_fields}
+    if isinstance(value, type):
+        content: Any = None
+    elif isinstance(value, Enum):
+        content = value.value
+    elif isinstance(value, BaseModel):
+        content = {name: getattr(value, name) for name in kind.model_fields} | (value.model_extra or {})
     elif is_dataclass(value):
         content = {field.name: getattr(value, field.name) for field in fields(value)}
-    elif isinstance(value, str | int | float | tuple | list | dict):
-        base: Any = next(t for t in (str, int, float, tuple, list, dict) if isinstance(value, t))
-        return to_tagged(base(value), _canonical_object)
     else:
+        content = next((plain(value) for base, plain in _BASES if isinstance(value, base)), None)
+    if content is None:
         raise ArgumentError(
             f"a {kind.__module__}.{kind.__qualname__} has no canonical form, so it cannot be part of a key; "
             'leave it out with a key template over the others, as in key="{user_id}"'
         )
-    return {"!": [f"{kind.__module__}.{kind.__qualname__}", to_tagged(content, _canonical_object)]}
+    tagged = to_tagged(content, _canonical_object, canonical=True)
+    return {"!": [f"{kind.__module__}.{kind.__qualname__}", tagged]}
 
 
 def _compile_binder(name: str, parameters: list[inspect.Parameter]) -> Callable[..., tuple[Any, ...]]:

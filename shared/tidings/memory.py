@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar, cast
 
-from .fence import LINEAGE_END, LINEAGE_START, judge, token_value
+from .fence import LINEAGE_END, LINEAGE_START, Verdict, judge, token_value
 from .operations import Append, Fill, Invalidate, Look, Open, Operation, Ping, Put
 
 T = TypeVar("T")
@@ -48,7 +48,8 @@ class Memory:
             case Invalidate():
                 return self._invalidate(operation)
             case Put():
-                return self._set(operation.entry, operation.value, operation.ttl_ms)
+                self._set(operation.entry, operation.value, operation.ttl_ms)
+                return self._prolong(operation)
             case Append():
                 identifier = f"{time.time_ns() // 1_000_000}-{next(self._ids)}"
                 self.events.append((operation.stream, identifier, dict(operation.fields)))
@@ -75,22 +76,34 @@ class Memory:
         for token in operation.tokens:
             if self._get(token) is None:
                 self._set(token, token_value("0 first use"), operation.token_ms)
-        head = (self._get(operation.entry) or b"")[:LINEAGE_END]
+        value = self._get(operation.entry) or b""
+        head = value[:LINEAGE_END]
         if judge(operation.entry, head, ()).ticket is None:
             head = operation.vacancy
             self._set(operation.entry, head, operation.vacancy_ms)
+        elif operation.renew:
+            head = value[:LINEAGE_START] + operation.vacancy[LINEAGE_START:]
+            _, expires = self._values[operation.entry]
+            self._values[operation.entry] = (head + value[LINEAGE_END:], expires)
+        if judge(operation.entry, head, ()).verdict is Verdict.VACANT:
+            _, expires = self._values[operation.entry]
+            prolonged = max(expires, self._clock() + operation.vacancy_ms / 1000)
+            self._values[operation.entry] = (head, prolonged)
         return head, [self._get(token) for token in operation.tokens]
 
     def _fill(self, operation: Fill) -> bool:
         if (self._get(operation.entry) or b"")[LINEAGE_START:LINEAGE_END] != operation.lineage:
             return False
         self._set(operation.entry, operation.value, operation.ttl_ms)
+        self._prolong(operation)
+        return True
+
+    def _prolong(self, operation: Fill | Put) -> None:
         keep = operation.keep_ms / 1000 + self._clock()
         for key in operation.tokens:
             token, expires = self._values.get(key, (None, 0.0))
             if token is not None:
                 self._values[key] = (token, max(expires, keep))
-        return True
 
     def _invalidate(self, operation: Invalidate) -> int:
         stamp = str(time.time_ns() // 1000).encode()

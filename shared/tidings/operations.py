@@ -69,17 +69,27 @@ class Look:
 
 
 # A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
-# all that is missing was made, by us or by somebody faster.
+# all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
+# is.
 _OPEN = Script.of(f"""
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
 local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
-if kind ~= '\1e' and kind ~= '\1v' then
+if kind == '\\1e' or kind == '\\1v' then
+  if ARGV[4] == '1' then
+    redis.call('SETRANGE', KEYS[1], {LINEAGE_START}, string.sub(ARGV[1], {LINEAGE_START + 1}))
+    head = kind .. string.sub(ARGV[1], {LINEAGE_START + 1})
+  end
+  if kind == '\\1v' then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') end
+else
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   head = ARGV[1]
 end
 local reply = {{head}}
 for i = 2, #KEYS do
-  redis.call('SET', KEYS[i], ARGV[i + 2], 'NX', 'PX', ARGV[3])
+  local made = redis.call('SET', KEYS[i], ARGV[i + 3], 'NX', 'PX', ARGV[3])
+  if not made and redis.call('TYPE', KEYS[i]).ok ~= 'string' then
+    redis.call('SET', KEYS[i], ARGV[i + 3], 'PX', ARGV[3])
+  end
   reply[i] = redis.call('GET', KEYS[i])
 end
 return reply
@@ -88,20 +98,25 @@ return reply
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Before a load: make sure that the entry has a lineage and that every token exists, then read the tokens."""
+    """Before a load: make sure that the entry has a lineage and that every token exists, then read the tokens.
+
+    With `renew` the entry gets a new lineage, so that fills of older loads are refused; its value stays.
+    """
 
     entry: str
     vacancy: bytes
     vacancy_ms: int
     tokens: tuple[str, ...]
     token_ms: int
+    renew: bool = False
 
     @property
     def commands(self) -> Sequence[Command]:
         """One script."""
         fresh = [token_value("0 first use") for _ in self.tokens]
         keys = (self.entry, *self.tokens)
-        return ((_OPEN, len(keys), *keys, self.vacancy, self.vacancy_ms, self.token_ms, *fresh),)
+        arguments: Command = (self.vacancy, self.vacancy_ms, self.token_ms, int(self.renew), *fresh)
+        return ((_OPEN, len(keys), *keys, *arguments),)
 
     def parse(self, replies: Sequence[Any]) -> tuple[bytes, list[bytes | None]]:
         """Return the head of the entry (its kind and lineage) and the tokens."""
@@ -210,6 +225,12 @@ class Invalidate:
         return int(replies[0])
 
 
+_PUT = Script.of("""
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[3], 'GT') end
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
     """Store a value whatever is there, starting a new lineage: a load in flight must not overwrite it."""
@@ -217,11 +238,19 @@ class Put:
     entry: str
     value: bytes
     ttl_ms: int
+    tokens: tuple[str, ...] = ()
+    token_ms: int = 0
+
+    @property
+    def keep_ms(self) -> int:
+        """How long the tokens are needed at least."""
+        return max(self.token_ms, 2 * self.ttl_ms)
 
     @property
     def commands(self) -> Sequence[Command]:
-        """One SET."""
-        return (("SET", self.entry, self.value, "PX", self.ttl_ms),)
+        """One script."""
+        keys = (self.entry, *self.tokens)
+        return ((_PUT, len(keys), *keys, self.value, self.ttl_ms, self.keep_ms),)
 
     def parse(self, replies: Sequence[Any]) -> None:
         """Return nothing; a refusal is an error reply."""

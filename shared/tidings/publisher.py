@@ -120,21 +120,20 @@ def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Gene
             (news,) = yield _Batch([_read_on(keys.applied, from_id, remaining)], blocking=True)
             if isinstance(news, Exception):
                 raise news
-            for from_id, fields in news[0][1] if news else ():  # noqa: B007 the next read goes on from it
+            for from_id, fields in entries_of(news):  # noqa: B007 the next read goes on from it
                 if covers(fields[b"ids"].decode("ascii"), stream_id):
                     return
                 if covers(fields[b"dead"].decode("ascii"), stream_id):
                     ask_at = 0.0
-        groups, pending, dead = yield _Batch(
+        groups, pending = yield _Batch(
             [
                 lambda pipe: pipe.xinfo_groups(keys.events),
                 lambda pipe: pipe.xpending_range(keys.events, group, stream_id, stream_id, 1),
-                lambda pipe: pipe.xrange(keys.dead, stream_id.partition("-")[0], count=1000),
             ]
         )
         why = _why_not_yet(group, stream_id, groups, pending)
         if not why:
-            _raise_if_dead(stream_id, dead)
+            yield from _raise_if_dead(keys, stream_id)
             return
         if time.monotonic() >= deadline:
             raise NotAppliedError(f"not applied after {timeout:g} s: {why}")
@@ -160,10 +159,32 @@ def _why_not_yet(group: str, stream_id: str, groups: Any, pending: Any) -> str:
     return "a worker has it and has not acknowledged it" if pending else ""
 
 
-def _raise_if_dead(stream_id: str, dead: Any) -> None:
-    for _id, fields in dead if isinstance(dead, list) else ():
-        if fields.get(b"stream_id") == stream_id.encode():
-            raise DeadLetteredError(fields.get(b"reason", b"").decode(errors="replace"))
+def _raise_if_dead(keys: Keyspace, stream_id: str) -> Generator[_Batch, list[Any], None]:
+    """Look through the dead letters since the event, page by page, for the event's own."""
+    from_id: str | bytes = stream_id.partition("-")[0]
+    while True:
+        (page,) = yield _Batch([_page(keys.dead, from_id)])
+        if isinstance(page, Exception):
+            raise page
+        for dead_id, fields in page:
+            from_id = b"(" + dead_id
+            if fields.get(b"stream_id") == stream_id.encode():
+                raise DeadLetteredError(fields.get(b"reason", b"").decode(errors="replace"))
+        if not page:
+            return
+
+
+def _page(stream: str, from_id: str | bytes) -> _Question:
+    return lambda pipe: pipe.xrange(stream, from_id, count=1000)
+
+
+def entries_of(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Return the entries of one stream from an XREAD's reply, which the newer protocol gives as a mapping."""
+    if not reply:
+        return []
+    if isinstance(reply, dict):
+        return [entry for page in next(iter(reply.values())) for entry in page]
+    return list(reply[0][1])
 
 
 def as_pair(stream_id: str) -> tuple[int, int]:

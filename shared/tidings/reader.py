@@ -81,7 +81,9 @@ class Reader:
             hit, value = self._served(entry, sighting, codec)
             if hit:
                 return cast("T", value)
-            ticket = await self._open(entry, sighting)
+            # A vacancy may be about to expire, and a fill needs it: opening prolongs it.
+            vacant = sighting.verdict is Verdict.VACANT
+            ticket = (None if vacant else sighting.ticket) or await self._open(entry)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
             return await load()
@@ -91,13 +93,19 @@ class Reader:
             ticket, lambda: self._load_and_fill(entry, ticket, load, codec)
         )
         # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
-        return loaded if first else codec.decode(payload)
+        try:
+            return loaded if first else codec.decode(payload)
+        except DecodeError:  # whoever started the load keeps another type under this key
+            return await load()
 
     async def refresh(self, call: Call, load: Callable[[], Awaitable[T]], codec: Codec[T]) -> T:
-        """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load."""
+        """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load.
+
+        It starts a new lineage, so that an older load that is still under way cannot undo it.
+        """
         entry = self._entry(call)
         try:
-            ticket = await self._open(entry, await self._look(entry))
+            ticket = await self._open(entry, renew=True)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
             return await load()
@@ -119,7 +127,6 @@ class Reader:
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
             return default
-        self._telemetry.available()
         hit, value = self._served(entry, judge(entry.key, raw, tokens), codec)
         return value if hit else default
 
@@ -131,23 +138,20 @@ class Reader:
         """Store a value under a new lineage. Raises EncodeError, and UnavailableError when Redis does not take it."""
         entry = self._entry(call)
         payload = codec.encode(value)
-        seen = await self._open(entry, await self._look(entry))
+        seen = (await self._look(entry)).ticket or await self._open(entry)
         if seen is None:
             raise UnavailableError("Redis drops tokens as soon as they are made: it is out of memory")
         ticket = Ticket(entry.key, unique(), seen.tokens)
         packed = pack_entry(ticket, Facts(entry.tags, 0.0, self._by), payload)
-        await self.store.run(Put(entry.key, packed, self._ttl_ms(call)))
+        await self.store.run(Put(entry.key, packed, self._ttl_ms(call), entry.tokens, self._token_ms))
 
     async def _look(self, entry: _Entry) -> Sighting:
         raw, tokens = await self.store.run(Look(entry.key, entry.tokens))
-        self._telemetry.available()
         return judge(entry.key, raw, tokens)
 
-    async def _open(self, entry: _Entry, sighting: Sighting) -> Ticket | None:
+    async def _open(self, entry: _Entry, *, renew: bool = False) -> Ticket | None:
         """Return a ticket to load under; None when Redis evicts tokens faster than they are read."""
-        if sighting.ticket is not None:
-            return sighting.ticket
-        opening = Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, self._token_ms)
+        opening = Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, self._token_ms, renew)
         head, tokens = await self.store.run(opening)
         return judge(entry.key, head, tokens).ticket
 
@@ -161,6 +165,7 @@ class Reader:
                 self._telemetry.count(namespace, "undecodable")
                 return False, None
             self._telemetry.count(namespace, "hits")
+            self._telemetry.available()
             return True, value
         self._telemetry.count(namespace, "invalidated" if sighting.verdict is Verdict.INVALIDATED else "misses")
         return False, None
@@ -183,6 +188,7 @@ class Reader:
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
         else:
+            self._telemetry.available()
             self._telemetry.count(call.namespace, "fills" if stored else "refused_fills")
         return value, payload
 

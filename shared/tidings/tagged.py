@@ -9,7 +9,6 @@ import base64
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -42,32 +41,35 @@ _readers: dict[str, Callable[[Any], Any]] = {
 _ATOMS = frozenset((str, int, bool, float, type(None)))
 
 
-def to_tagged(value: Any, default: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 one arm for each kind
-    """Return `value` as JSON types. `default` gives the tagged form of an unknown type, or raises."""
+def to_tagged(  # noqa: PLR0911 one arm for each kind
+    value: Any, default: Callable[[Any], Any], *, canonical: bool = False
+) -> Any:
+    """Return `value` as JSON types. `default` gives the tagged form of an unknown type, or raises.
+
+    Equal dicts with keys other than strings read the same only when `canonical`; otherwise they keep their order.
+    """
+
+    def inner(item: Any) -> Any:
+        return to_tagged(item, default, canonical=canonical)
+
     kind = type(value)
     if kind in _ATOMS:
         return value
     if kind is list:
-        return [to_tagged(item, default) for item in value]
+        return [inner(item) for item in value]
     if kind is tuple:
-        return {"!": ["tuple", [to_tagged(item, default) for item in value]]}
+        return {"!": ["tuple", [inner(item) for item in value]]}
     if kind is dict:
         if all(type(key) is str for key in value) and "!" not in value:
-            return {key: to_tagged(item, default) for key, item in value.items()}
-        return {
-            "!": [
-                "dict",
-                [[to_tagged(key, default), to_tagged(item, default)] for key, item in value.items()],
-            ]
-        }
+            return {key: inner(item) for key, item in value.items()}
+        pairs = [[inner(key), inner(item)] for key, item in value.items()]
+        return {"!": ["dict", sorted(pairs, key=repr) if canonical else pairs]}
     if kind is set or kind is frozenset:
         # Sets have no order and hashes differ between processes: sorted, so that equal sets read the same.
-        return {"!": [kind.__name__, sorted((to_tagged(item, default) for item in value), key=repr)]}
+        return {"!": [kind.__name__, sorted((inner(item) for item in value), key=repr)]}
     if kind in type_words:
         word, text = type_words[kind]
         return {"!": [word, text(value)]}
-    if isinstance(value, Enum):
-        return to_tagged(value.value, default)
     return default(value)
 
 

@@ -43,18 +43,25 @@ class Template:
 
         Raises ArgumentError when a value is missing or has no stable text.
         """
-        return "".join(part if isinstance(part, str) else self._text(part, value_of) for part in self.parts)
+        return "".join(part if isinstance(part, str) else self._text(part, value_of)[1] for part in self.parts)
 
-    def _text(self, field: Field, value_of: Callable[[str], Any]) -> str:
+    def texts(self, value_of: Callable[[str], Any]) -> list[tuple[str, str]]:
+        """Return each field's type and text, of which the rendered template no longer tells where one ends."""
+        return [self._text(part, value_of) for part in self.parts if isinstance(part, Field)]
+
+    def _text(self, field: Field, value_of: Callable[[str], Any]) -> tuple[str, str]:
         try:
             value = value_of(field.name)
             for attribute in field.attributes:
                 value = getattr(value, attribute)
         except (KeyError, AttributeError) as error:
             raise ArgumentError(f"the template {self.text!r} needs {field.name!r}: {error}") from error
-        if field.format_spec:
-            return format(value, field.format_spec)
-        return text_of(value, self.text)
+        if not field.format_spec:
+            return type(value).__name__, text_of(value, self.text)
+        try:
+            return type(value).__name__, format(value, field.format_spec)
+        except (ValueError, TypeError) as error:
+            raise ArgumentError(f"the template {self.text!r} cannot format {field.name!r}: {error}") from None
 
 
 def text_of(value: Any, where: str) -> str:
@@ -71,7 +78,7 @@ def text_of(value: Any, where: str) -> str:
     if isinstance(value, str | int | float | Decimal | UUID):
         return str(value)
     if isinstance(value, datetime | date | time):
-        return value.isoformat()
+        return value.isoformat().replace("+00:00", "Z")  # as pydantic writes it into an event's data
     raise ArgumentError(
         f"the template {where!r} cannot use a {type(value).__name__}; name an attribute of it, as in {{user.id}}"
     )
@@ -95,7 +102,8 @@ def parse(text: str, names: Collection[str] | None, where: str) -> Template:
         if field_name is None:
             continue
         root, *attributes = field_name.split(".")
-        if not root.isidentifier() or conversion or not all(a.isidentifier() for a in attributes):
+        attributes_are_names = all(attribute.isidentifier() for attribute in attributes)
+        if not root.isidentifier() or conversion or not attributes_are_names or "{" in (format_spec or ""):
             raise TemplateError(f"{where}: the template {text!r} has {{{field_name}}}, which is no argument's name")
         if names is not None and root not in names:
             known = ", ".join(sorted(names)) or "none"

@@ -218,11 +218,18 @@ class Cache:
         """Return this process's counters by namespace; see `telemetry.Counts`."""
         return self.telemetry.snapshot()
 
-    async def aclose(self) -> None:
-        """Wait for the loads in flight on this event loop, then close its connections and those of threads."""
-        reader = self._readers.pop(asyncio.get_running_loop(), None)
-        if reader is not None:
-            await reader.flights.drain()
+    async def aclose(self, *, drain_timeout: float | None = None) -> None:
+        """Wait for the loads in flight on this event loop, then close its connections, and those of `sync`.
+
+        After `drain_timeout` seconds (None: never) the loads that are left are cancelled. Other event loops keep
+        theirs, each to be closed there. `sync` is one for all threads: a thread that is in the middle of a command
+        loses its connection, so close when they are done; a later command connects anew.
+        """
+        loop = asyncio.get_running_loop()
+        if (reader := self._readers.get(loop)) is not None:
+            # Still there for what the loads in flight read: another reader would be one that nobody closes.
+            await reader.flights.drain(drain_timeout)
+            self._readers.pop(loop, None)
             await reader.store.aclose()
         self.sync.close()
 
@@ -241,9 +248,17 @@ class Cache:
         loop = asyncio.get_running_loop()
         reader = self._readers.get(loop)
         if reader is None:
+            self._forget_closed_loops()
             store = RedisStore.connect(self.settings) if self._memory is None else MemoryStore(self._memory)
             reader = self._readers[loop] = Reader(store, self.settings, self.keys, self.telemetry)
         return reader
+
+    def _forget_closed_loops(self) -> None:
+        """Drop their readers, which refer to them, so that the weak keys alone would keep both for ever."""
+        for reference in self._readers.keyrefs():  # a copy: other threads may add theirs meanwhile
+            loop = reference()
+            if loop is not None and loop.is_closed():
+                self._readers.pop(loop, None)
 
 
 def _codec_of(func: Callable[[], Awaitable[T]]) -> Codec[T]:

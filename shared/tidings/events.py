@@ -216,6 +216,12 @@ def _data(text: str | None) -> Mapping[str, Any]:
         raise EventError("'data' is nested too deeply") from None
     if not isinstance(data, dict):
         raise EventError(f"'data' is a JSON {type(data).__name__}, not an object")
+    if "\\ud" in text.lower():  # JSON can say a lone surrogate, which is no text: no key could be made of it
+        for name, value in data.items():
+            try:
+                json.dumps({name: value}, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise EventError(f"'data' is not Unicode text at {name!a:.100}") from None
     return data
 
 

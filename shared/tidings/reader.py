@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 from .codec import Codec
@@ -48,6 +49,21 @@ class Call:
     tags: tuple[str, ...]
     #: None: the cache's default
     ttl_ms: int | None
+
+
+class Stored(Enum):
+    """What became of an entry that was to be in the cache."""
+
+    #: it was there already
+    FRESH = "fresh"
+    #: it was loaded and filled
+    STORED = "stored"
+    #: it was loaded, and invalidated meanwhile
+    REFUSED = "refused"
+    #: it was loaded, and is over the size limit
+    TOO_LARGE = "too large"
+    #: Redis did not answer, or keeps no tokens
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +105,7 @@ class Reader:
             return await load()
         if ticket is None:
             return await load()
-        (loaded, payload), first = await self.flights.join(
+        (loaded, payload, _), first = await self.flights.join(
             ticket, lambda: self._load_and_fill(entry, ticket, load, codec)
         )
         # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
@@ -112,8 +128,33 @@ class Reader:
         if ticket is None:
             return await load()
         flight = (ticket, unique())  # its own: a refresh promises a load that begins now
-        (loaded, _), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+        (loaded, _, _), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
         return loaded
+
+    async def ensure(
+        self, call: Call, load: Callable[[], Awaitable[T]], codec: Codec[T], *, renew: bool = False
+    ) -> Stored:
+        """Load and fill unless the entry is fresh, joining a load in flight as `read` does, and say what came of it.
+
+        With `renew`, load now and join nothing, as `refresh` does. Raises what the load raises.
+        """
+        entry = self._entry(call)
+        try:
+            known = None
+            if not renew:
+                sighting = await self._look(entry)
+                if self._served(entry, sighting, codec)[0]:
+                    return Stored.FRESH
+                known = None if sighting.verdict is Verdict.VACANT else sighting.ticket
+            ticket = known or await self._open(entry, renew=renew)
+        except UnavailableError as error:
+            self._telemetry.unavailable(call.namespace, error)
+            return Stored.UNAVAILABLE
+        if ticket is None:
+            return Stored.UNAVAILABLE
+        flight = (ticket, unique()) if renew else ticket
+        (_, _, stored), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+        return stored
 
     async def peek(self, call: Call, codec: Codec[T], default: T) -> T:
         """Return the entry's value, or `default` where there is none or Redis is away. Its own facts name its tags."""
@@ -172,7 +213,7 @@ class Reader:
 
     async def _load_and_fill(
         self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T]
-    ) -> tuple[T, bytes]:
+    ) -> tuple[T, bytes, Stored]:
         call, limit = entry.call, self._settings.max_value_bytes
         started = time.perf_counter()
         value = await load()
@@ -180,17 +221,17 @@ class Reader:
         payload = codec.encode(value)
         if len(payload) > limit:
             self._telemetry.too_large(call.namespace, call.label, len(payload), limit)
-            return value, payload
+            return value, payload, Stored.TOO_LARGE
         packed = pack_entry(ticket, Facts(entry.tags, load_ms, self._by), payload)
         fill = Fill(entry.key, ticket.lineage, packed, self._ttl_ms(call), entry.tokens, self._token_ms)
         try:
             stored = await self.store.run(fill)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
-        else:
-            self._telemetry.available()
-            self._telemetry.count(call.namespace, "fills" if stored else "refused_fills")
-        return value, payload
+            return value, payload, Stored.UNAVAILABLE
+        self._telemetry.available()
+        self._telemetry.count(call.namespace, "fills" if stored else "refused_fills")
+        return value, payload, Stored.STORED if stored else Stored.REFUSED
 
     def _entry(self, call: Call, tags: Iterable[str] | None = None) -> _Entry:
         distinct = tuple(dict.fromkeys(call.tags if tags is None else tags))

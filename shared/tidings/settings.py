@@ -4,8 +4,9 @@ Every variable starts with ``TIDINGS_``; the server's URL is also taken from ``R
 ``tidings worker`` started in this folder is found through the file ``.tidings/env``, which real variables override.
 """
 
+import re
 from typing import Annotated, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -14,6 +15,8 @@ from .errors import ConfigurationError
 
 #: Where `tidings worker` notes the address of the server that it started for this folder.
 DEVELOPMENT_ENV_FILE = ".tidings/env"
+
+_NOT_A_URL = "<not a URL>"
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]*$")]
 
@@ -96,8 +99,19 @@ def describe(error: ValidationError, prefix: str) -> str:
 def redact(url: str) -> str:
     """Return the URL fit for a log: without user, password or query.
 
+    What is not plainly a URL is not shown at all: with an @ behind the host, on either side of it may be a password.
+
     >>> redact("rediss://app:s3cret@cache.internal:6380/0?ssl_cert_reqs=none")
     'rediss://cache.internal:6380/0'
+    >>> redact("app:s3cret@cache.internal")
+    '<not a URL>'
     """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    found = re.fullmatch(r"(rediss?|unix|memory)://([^/?#]*@)?([^@?#]*)([?#][^@]*)?", url)
+    if found is None:
+        return _NOT_A_URL
+    shown = f"{found[1]}://{found[3]}"
+    try:
+        _ = urlsplit(shown).port  # a password whose @ is missing stands where the port belongs
+    except ValueError:
+        return _NOT_A_URL
+    return shown

@@ -13,6 +13,9 @@ from .telemetry import log
 
 T = TypeVar("T")
 
+#: What a cancelled load has to clean up before it is cancelled again.
+_CLEANUP_SECONDS = 1.0
+
 _loading: ContextVar[frozenset[Hashable]] = ContextVar("tidings_loading", default=frozenset())
 
 
@@ -50,10 +53,27 @@ class Flights:
         """How many callers wait for loads in flight."""
         return sum(self._waiting.values())
 
-    async def drain(self) -> None:
-        """Wait until every load in flight has ended, however it ends; its callers hear how."""
+    async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 what is late is ended, not abandoned
+        """Wait until every load in flight has ended, however it ends; its callers hear how.
+
+        After `timeout` seconds (None: never) the loads that are left are cancelled and awaited; their callers get the
+        CancelledError. A load that takes long to clean up is cancelled again every second. A thread that a load waits
+        for cannot be cancelled: it goes on, and nobody waits for it any more.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = None if timeout is None else clock() + timeout
         while self._tasks:
-            await asyncio.wait(self._tasks.values())
+            left = None if deadline is None else max(0.0, deadline - clock())
+            await asyncio.wait(self._tasks.values(), timeout=left)
+            if deadline is not None and clock() >= deadline:
+                await self._cancel_all()
+
+    async def _cancel_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLEANUP_SECONDS)
 
     @staticmethod
     async def _marked(ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> T:

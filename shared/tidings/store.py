@@ -7,6 +7,7 @@ client for all threads, since its pool hands each thread a connection of its own
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
@@ -18,9 +19,18 @@ from .operations import Command, Operation, Script
 from .settings import Settings, redact
 
 T = TypeVar("T")
+_Client = TypeVar("_Client", redis.Redis, redis.asyncio.Redis)
 
 #: Seconds that a blocking read may ask the server to wait.
 LONGEST_BLOCK = 1.0
+
+_ESCAPES = "special characters in user and password are written as / %2F, ? %3F, # %23, @ %40"
+
+#: What redis-py would take from the URL, against what is built on it here.
+_REFUSED_OPTIONS = {
+    "decode_responses": "tidings reads bytes; leave it out",
+    "socket_timeout": "set operation_timeout (TIDINGS_OPERATION_TIMEOUT) in its place",
+}
 
 _Batch = list[Sequence[Any]]
 _Replies = list[Any]
@@ -136,22 +146,45 @@ class SyncRedisStore:
         self.blocking.close()
 
 
-def _clients(settings: Settings, from_url: Callable[..., T], *, socket_timeout: float | None) -> tuple[str, T, T]:
+def _clients(
+    settings: Settings, from_url: Callable[..., _Client], *, socket_timeout: float | None
+) -> tuple[str, _Client, _Client]:
     """Return how errors name the server, a client, and a client for reads that block up to `LONGEST_BLOCK`.
 
     A client for blocking reads needs a socket timeout above BLOCK: one below it would raise while all is well.
+
+    Raises ConfigurationError for a URL that cannot be meant.
     """
     url = settings.url.get_secret_value() if settings.url is not None else ""
-    scheme = url.partition("://")[0]
-    if scheme not in {"redis", "rediss", "unix"}:
-        raise ConfigurationError(f"the URL scheme {scheme!r} is not one of redis, rediss, unix, memory")
+    _check(url)
     timeout = settings.operation_timeout
     patient = None if socket_timeout is None else socket_timeout + LONGEST_BLOCK
     try:
         client = from_url(url, socket_timeout=socket_timeout, socket_connect_timeout=timeout)
-        return redact(url), client, from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
-    except ValueError as error:
-        raise ConfigurationError(f"the URL {redact(url)} is not valid: {error}") from None
+        blocking = from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
+        # Not connected, only made: otherwise the first command would find out about options that redis-py lacks.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (TypeError, ValueError, RedisError):
+        raise ConfigurationError(
+            f"the URL {redact(url)} is not valid: redis-py does not take one of the options behind its '?'"
+        ) from None
+    return redact(url), client, blocking
+
+
+def _check(url: str) -> None:
+    """Raise ConfigurationError for a URL that cannot be meant, without repeating what may be a password."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigurationError("the URL does not start with redis://, rediss://, unix:// or memory://")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        (parts.hostname or "").encode("idna")
+    except ValueError:
+        raise ConfigurationError(f"the URL has no valid host and port; {_ESCAPES}") from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigurationError(f"the URL has an @ behind its host; {_ESCAPES}")
+    for option in parse_qs(parts.query).keys() & _REFUSED_OPTIONS.keys():
+        raise ConfigurationError(f"the URL {redact(url)} has the option {option}: {_REFUSED_OPTIONS[option]}")
 
 
 def _exchange(commands: Sequence[Command]) -> Generator[_Batch, _Replies, _Replies]:

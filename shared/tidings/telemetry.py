@@ -11,12 +11,30 @@
 Counters are kept by namespace, see `Counts`.
 """
 
+import sys
 import threading
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import structlog
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("tidings")
+
+class _ServiceLogger:
+    """Where the service's structlog configuration sends log events; without one, standard error.
+
+    structlog's own default is standard output, which belongs to the service. Looked up at each event, because a service
+    may import tidings before it configures its logs.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if structlog.is_configured():
+            logger = structlog.get_config()["logger_factory"]("tidings")
+        else:
+            logger = structlog.PrintLogger(sys.stderr)
+        return getattr(logger, name)
+
+
+log: structlog.stdlib.BoundLogger = structlog.wrap_logger(_ServiceLogger())
 
 
 @dataclass(slots=True)

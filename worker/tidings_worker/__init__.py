@@ -1,5 +1,6 @@
 """The worker's side of tidings: rules that map events to invalidations and warming."""
 
-from .rules import Invalidate, Plan, Rules, Warm
+from .plans import Invalidate, Plan, Warm
+from .rules import Rules
 
 __all__ = ["Invalidate", "Plan", "Rules", "Warm"]

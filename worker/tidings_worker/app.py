@@ -7,14 +7,11 @@ arq's own entry point is not used: it always runs a bare arq worker, and its sig
 """
 
 import asyncio
-import importlib
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable
+import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import redis.asyncio
 from arq.connections import ArqRedis
@@ -24,81 +21,81 @@ from tidings.errors import ConfigurationError
 
 from .consumer import Consumer
 from .handler import Handler
+from .jobs import from_json, to_json
 from .rules import Rules
 from .settings import WorkerSettings
 from .telemetry import log
-from .warming import WarmQueue, WarmWorker, from_json, to_json
+from .threads import DaemonThreads
+from .warming import WarmQueue, WarmWorker
 
 EXIT_FAILED = 1
 EXIT_STOP_TIMED_OUT = 70
 
 
-def load_rules(target: str) -> Rules:
-    """Import ``module:name`` from here or the import path. Raises ConfigurationError naming file, name and cure."""
-    module_name, separator, name = target.partition(":")
-    if not separator or not module_name or not name:
-        raise ConfigurationError(f"{target!r} is not MODULE:RULES, as in myapp.rules:rules")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"{module_name} does not import: no module {error.name!r} on the path or in {here}; "
-            "run from the folder that holds it, or install it"
-        ) from error
-    except ConfigurationError:
-        raise  # says itself what to change
-    except Exception as error:
-        raise ConfigurationError(f"{module_name} does not import: {type(error).__name__}: {error}") from error
-    rules = getattr(module, name, None)
-    if not isinstance(rules, Rules):
-        found = sorted(key for key, value in vars(module).items() if isinstance(value, Rules))
-        hint = f"; it has {', '.join(found)}" if found else "; make one with rules = Rules()"
-        raise ConfigurationError(f"{module.__file__}: {name!r} is {type(rules).__name__}, not Rules{hint}")
-    rules.check()
-    return rules
+class _Stop:
+    """The wish to stop, and what holds the process to it. Once only: a second signal changes nothing."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.asked = asyncio.Event()
+        self._settings = settings
+        self._drain_until: float | None = None
+        self._exit_code: int | None = None
+
+    def ask(self, reason: str) -> None:
+        """Stop for this reason."""
+        if self.asked.is_set():
+            return
+        log.info("stopping", reason=reason)
+        self._drain_until = time.monotonic() + self._settings.drain_timeout
+        self.asked.set()
+        # A thread: the event loop may be what hangs. A daemon: it ends with the process that it watches.
+        threading.Thread(target=self._watch, name="tidings-stop-watchdog", daemon=True).start()
+
+    def drain_left(self) -> float:
+        """Return how many seconds what is running has to finish."""
+        until = self._drain_until
+        return self._settings.drain_timeout if until is None else max(0.0, until - time.monotonic())
+
+    def ended(self, exit_code: int) -> None:
+        """Note that everything is closed; what remains is the end of the process, which a thread may still hold up."""
+        self._exit_code = exit_code
+
+    def _watch(self) -> None:
+        time.sleep(self._settings.stop_timeout)
+        if self._exit_code is None:
+            log.error("stopped", exit_code=EXIT_STOP_TIMED_OUT)
+            os._exit(EXIT_STOP_TIMED_OUT)
+        log.warning("threads_left", threads=[thread.name for thread in threading.enumerate() if not thread.daemon])
+        os._exit(self._exit_code)
 
 
 async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
-    """Run a worker until SIGTERM or SIGINT; return the process's exit code. 0 only for a stop that was asked for."""
+    """Run a worker until SIGTERM or SIGINT; return the process's exit code. 0 only for a stop that was asked for.
+
+    From the signal the process has `stop_timeout` seconds to end; then it is ended. Threads in which loads wait do not
+    hold it up.
+    """
     if cache.settings.url is None or cache.telemetry.server.startswith("memory:"):
         raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
-    stop = asyncio.Event()
-    reasons: list[str] = []
-    finished = threading.Event()
-
-    def ask_to_stop(reason: str) -> None:
-        if not reasons:
-            log.info("stopping", reason=reason)
-            _watch(finished, settings.stop_timeout)
-        reasons.append(reason)  # a second signal changes nothing: the drain goes on
-        stop.set()
-
+    stop = _Stop(settings)
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(DaemonThreads())
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask_to_stop, number.name)
+        loop.add_signal_handler(number, stop.ask, number.name)
+    exit_code = EXIT_FAILED
     try:
         async with AsyncExitStack() as stack:
-            exit_code = await _run(rules, cache, settings, stop, ask_to_stop, stack)
+            exit_code = await _run(rules, cache, settings, stop, stack)
     except (RedisError, OSError) as error:
         log.error("part_failed", part="connection", exc_info=error)
         exit_code = EXIT_FAILED
     finally:
-        finished.set()
+        stop.ended(exit_code)
     log.info("stopped", exit_code=exit_code)
     return exit_code
 
 
-async def _run(  # noqa: PLR0917 the parts of one process
-    rules: Rules,
-    cache: Cache,
-    settings: WorkerSettings,
-    stop: asyncio.Event,
-    ask_to_stop: Callable[[str], None],
-    stack: AsyncExitStack,
-) -> int:
+async def _run(rules: Rules, cache: Cache, settings: WorkerSettings, stop: _Stop, stack: AsyncExitStack) -> int:
     url = cache.settings.url.get_secret_value() if cache.settings.url else ""
     timeout = cache.settings.operation_timeout
     patient = timeout + settings.block_ms / 1000
@@ -106,8 +103,13 @@ async def _run(  # noqa: PLR0917 the parts of one process
     blocking = redis.asyncio.Redis.from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
     jobs = redis.asyncio.ConnectionPool.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
     arq_pool = ArqRedis(jobs, job_serializer=to_json, job_deserializer=from_json, default_queue_name=cache.keys.jobs)
-    for close in (client.aclose, blocking.aclose, arq_pool.aclose, jobs.disconnect, cache.aclose):
+    for close in (client.aclose, blocking.aclose, arq_pool.aclose, jobs.disconnect):
         stack.push_async_callback(close)
+
+    async def close_cache() -> None:
+        await cache.aclose(drain_timeout=stop.drain_left())
+
+    stack.push_async_callback(close_cache)
 
     consumer = Consumer(
         blocking, cache.keys.events, cache.settings.group, batch=settings.batch, block_ms=settings.block_ms
@@ -124,14 +126,14 @@ async def _run(  # noqa: PLR0917 the parts of one process
         types=sorted(rules.event_types),
     )
     parts = {
-        asyncio.create_task(consumer.run(handler.handle, stop)): "consumer",
-        asyncio.create_task(warms.run(stop)): "warm jobs",
+        asyncio.create_task(consumer.run(handler.handle, stop.asked)): "consumer",
+        asyncio.create_task(warms.run(stop.asked)): "warm jobs",
     }
-    stopping = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(stop.asked.wait())
     await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    failed = not stop.is_set()  # a part ended although nobody asked
+    failed = not stop.asked.is_set()  # a part ended although nobody asked
     if failed:
-        ask_to_stop(" and ".join(f"the {name} ended" for part, name in parts.items() if part.done()))
+        stop.ask(" and ".join(f"the {name} ended" for part, name in parts.items() if part.done()))
     await asyncio.wait(parts)  # each ends by itself once stop is set; the watchdog sees to one that does not
     for part, name in parts.items():
         if (error := part.exception()) is not None:
@@ -141,14 +143,3 @@ async def _run(  # noqa: PLR0917 the parts of one process
         await consumer.leave()
     await stopping
     return EXIT_FAILED if failed else 0
-
-
-def _watch(finished: threading.Event, seconds: float) -> None:
-    """End the process if it has not finished its stop by then. A thread: the event loop may be what hangs."""
-
-    def watch() -> None:
-        if not finished.wait(seconds):
-            log.error("stopped", exit_code=EXIT_STOP_TIMED_OUT)
-            os._exit(EXIT_STOP_TIMED_OUT)
-
-    threading.Thread(target=watch, name="tidings-stop-watchdog", daemon=True).start()

@@ -1,18 +1,21 @@
-"""A call of a cached function as text, and back: how warms travel in jobs. Pure but for the import.
+"""A call of a cached function as text, and back: how warms travel in jobs. Pure.
 
 Arguments are kept exactly, types and all, because the job must make the very key that readers make. What JSON with type
 words cannot say (a model, a dataclass) is written and read by the parameter's annotation.
+
+A job imports nothing: it may only name functions of modules that the worker has loaded with its rules. Whoever can
+write to Redis must not be able to run a module's code here.
 """
 
-import importlib
 import inspect
 import json
+import sys
 from functools import lru_cache
-from types import GenericAlias
+from types import GenericAlias, SimpleNamespace
 from typing import Any, get_type_hints
 
 from tidings import CachedFunction
-from tidings.codec import Codec
+from tidings.codec import JSON, Codec
 from tidings.errors import ArgumentError, ConfigurationError, DecodeError, EncodeError
 
 
@@ -29,21 +32,38 @@ def check_importable(function: Any) -> None:
         )
 
 
+class NotLoadedError(ConfigurationError):
+    """A job names a function that this worker has not loaded; one of another version may have it."""
+
+
 @lru_cache(maxsize=1024)
 def resolve(identity: str) -> CachedFunction[Any, Any]:
-    """Import ``module:qualname``. Raises ConfigurationError when it is not there or not cached."""
+    """Return the function ``module:qualname`` of a loaded module.
+
+    Raises NotLoadedError when it is not there, and ConfigurationError when it is and cannot be warmed.
+    """
     module_name, _, qualname = identity.partition(":")
+    found: Any = sys.modules.get(module_name)
+    if found is None:
+        raise NotLoadedError(f"{identity!r}: this worker has not loaded its module; import it in the rules module")
     try:
-        found: Any = importlib.import_module(module_name)
         for name in qualname.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{identity} cannot be imported here: {error}; the worker must run where the service's modules are"
-        ) from error
+    except AttributeError as error:
+        raise NotLoadedError(f"{identity!r}: {error}; this worker must run the version that has it") from error
+    if not isinstance(found, CachedFunction):
+        raise ConfigurationError(f"{identity}: a {type(found).__name__} there, not a function decorated with @cached")
     check_importable(found)
-    function: CachedFunction[Any, Any] = found
-    return function
+    return found
+
+
+def check_same(function: Any) -> None:
+    """Raise ConfigurationError unless a job that names this function gets this very function."""
+    check_importable(function)
+    if resolve(function.identity) is not function:
+        raise ConfigurationError(
+            f"Warm({function.identity}): another function has that name; give each cached function its own"
+        )
 
 
 def encode_call(function: CachedFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -56,7 +76,7 @@ def encode_call(function: CachedFunction[Any, Any], args: tuple[Any, ...], kwarg
     for name, value in arguments.items():
         try:
             text[name] = _encode(function, name, value)
-        except (EncodeError, ConfigurationError) as error:
+        except (EncodeError, ArgumentError, ConfigurationError) as error:
             raise ArgumentError(f"Warm({function.identity}): the argument {name!r} cannot travel: {error}") from None
     return json.dumps(text, separators=(",", ":"), sort_keys=True)
 
@@ -66,7 +86,7 @@ def decode_call(function: CachedFunction[Any, Any], text: str) -> tuple[tuple[An
     try:
         arguments = {name: _decode(function, name, value) for name, value in json.loads(text).items()}
         return function.signature.spread(arguments)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, DecodeError) as error:
         raise DecodeError(f"{function.identity}: not arguments of this function: {error!r}") from error
 
 
@@ -85,12 +105,36 @@ def _decode(function: CachedFunction[Any, Any], name: str, value: list[str]) -> 
     return (_ANY if how == "any" else _codec(function, name)).decode(text.encode())
 
 
+def from_json_value(function: CachedFunction[Any, Any], name: str, value: Any) -> Any:
+    """Return a JSON value as the function's parameter has it: a date where the annotation says date.
+
+    Raises ArgumentError when it does not fit.
+    """
+    try:
+        return _codec(function, name).decode(JSON + json.dumps(value).encode())
+    except DecodeError as error:
+        raise ArgumentError(f"{function.identity}: the argument {name!r} does not fit: {error.__cause__}") from None
+
+
 @lru_cache(maxsize=1024)
 def _codec(function: CachedFunction[Any, Any], name: str) -> Codec[Any]:
-    annotation: Any = get_type_hints(function.uncached, include_extras=True).get(name, Any)
+    annotation = _annotation(function, name)
     kind = inspect.signature(function.uncached).parameters[name].kind
     if kind is inspect.Parameter.VAR_POSITIONAL:
         annotation = GenericAlias(tuple, (annotation, ...))
     elif kind is inspect.Parameter.VAR_KEYWORD:
         annotation = GenericAlias(dict, (str, annotation))
     return Codec(annotation, f"{function.identity}({name})")
+
+
+def _annotation(function: CachedFunction[Any, Any], name: str) -> Any:
+    """Return one parameter's annotation; the others may name what exists for the type checker alone."""
+    plain = inspect.unwrap(function.uncached)
+    annotation = getattr(plain, "__annotations__", {}).get(name, Any)
+    stub = SimpleNamespace(__annotations__={name: annotation})
+    try:
+        return get_type_hints(stub, getattr(plain, "__globals__", {}), include_extras=True)[name]
+    except NameError as error:
+        raise ArgumentError(
+            f"{function.identity}: the annotation of {name!r}: {error}; import it, and not under TYPE_CHECKING alone"
+        ) from None

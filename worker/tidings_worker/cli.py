@@ -6,13 +6,14 @@ part.
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, NoReturn, ParamSpec, TypeVar
 
 import typer
 from redis.exceptions import RedisError
@@ -20,13 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from tidings import Cache, Event, Settings, get_cache
 from tidings.errors import ConfigurationError, PermanentError, TransientError
-from tidings.store import RedisStore
+from tidings.operations import Ping
+from tidings.store import RedisStore, SyncRedisStore
 
-from .app import load_rules, serve
+from .app import serve
 from .demo import PACKAGES, ROUNDS
 from .embedded import EmbeddedServer
 from .inspection import Stats, look
+from .loading import load_rules
 from .settings import WorkerSettings
+from .signals import exit_on_signals
 from .telemetry import configure_logging, log
 
 P = ParamSpec("P")
@@ -56,6 +60,7 @@ def _reporting(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def reported(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _check_arguments()
             return command(*args, **kwargs)
         except (ConfigurationError, PermanentError) as error:
             code = EXIT_USAGE
@@ -67,6 +72,15 @@ def _reporting(command: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(code)
 
     return reported
+
+
+def _check_arguments() -> None:
+    """Raise ConfigurationError for an argument that is no text: events, names and tags are."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"the argument {argument!a} is not UTF-8") from None
 
 
 @app.command()
@@ -82,13 +96,16 @@ def worker(
     """
     configure_logging(verbose=not quiet)
     worker_settings = WorkerSettings.load()
+    exit_on_signals()  # until `serve` has its own handlers: a stop while the rules are imported stops the server too
     with ExitStack() as stack:
         if Settings.load(development_server=False).url is None:
             server = stack.enter_context(EmbeddedServer(Path.cwd()))
             os.environ["TIDINGS_URL"] = server.url  # for the service's modules, which are about to be imported
             log.info("server_started", server=server.url, data=str(server.data))
         loaded = load_rules(rules)
-        exit_code = asyncio.run(serve(loaded, get_cache(), worker_settings))
+        cache = get_cache()
+        _reach_server(cache.settings)
+        exit_code = asyncio.run(serve(loaded, cache, worker_settings))
     raise typer.Exit(exit_code)
 
 
@@ -138,6 +155,7 @@ def stats(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = 
     """Show the event stream, how far its groups are, what the workers have done, and the entries by namespace."""
     configure_logging(verbose=False)
     with _client_cache() as cache:
+        _reach_server(cache.settings)  # says within the operation timeout that it is away or frozen
         found = asyncio.run(_look(cache))
         if as_json:
             sys.stdout.write(json.dumps({"server": cache.telemetry.server, **found.as_json()}) + "\n")
@@ -165,19 +183,37 @@ def demo(
 
 
 def _event(event_type: str, data: str) -> Event:
-    text = sys.stdin.read() if data == "-" else data
-    if data.startswith("@"):
-        try:
-            text = Path(data[1:]).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"--data {data}: {error.strerror}") from None
     try:
-        fields = json.loads(text)
+        fields = json.loads(_text(data), parse_constant=_no_number, parse_float=_number)
     except ValueError as error:
         raise ConfigurationError(f"--data is not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigurationError("--data is nested too deeply") from None
     if not isinstance(fields, dict):
         raise ConfigurationError(f"--data is a JSON {type(fields).__name__}, not an object")
     return Event.of(event_type, fields)
+
+
+def _text(data: str) -> str:
+    """Return the text that ``--data`` stands for: itself, a file's, or that of standard input."""
+    try:
+        if data == "-":
+            return sys.stdin.buffer.read().decode()
+        return Path(data[1:]).read_text(encoding="utf-8") if data.startswith("@") else data
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"--data {data}: not UTF-8: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        raise ConfigurationError(f"--data {data}: {error.strerror}") from None
+
+
+def _number(text: str) -> float:
+    """Read a JSON number with a fraction or an exponent; one beyond a float's range would become infinite."""
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number that an event can carry")
 
 
 @contextmanager
@@ -188,11 +224,28 @@ def _client_cache() -> Iterator[Cache]:
         raise ConfigurationError(
             "no server: set TIDINGS_URL, or start `tidings worker` in this folder, which brings its own"
         )
+    _check_is_server(settings)
     cache = Cache.from_settings(settings)
     try:
         yield cache
     finally:
         cache.sync.close()
+
+
+def _check_is_server(settings: Settings) -> None:
+    """Raise ConfigurationError where there would only be this process's own memory."""
+    if settings.url is None or settings.url.get_secret_value().startswith("memory://"):
+        raise ConfigurationError("this command needs a server, not a cache in memory: set TIDINGS_URL to one")
+
+
+def _reach_server(settings: Settings) -> None:
+    """Raise UnavailableError when the server does not answer."""
+    _check_is_server(settings)
+    store = SyncRedisStore.connect(settings)
+    try:
+        store.run(Ping())
+    finally:
+        store.close()
 
 
 async def _look(cache: Cache) -> Stats:

@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from tidings.publisher import entries_of
 from tidings.reader import process_name
 
 from .handler import Entry
@@ -61,4 +62,4 @@ class Consumer:
         reply: Any = await self._client.xreadgroup(
             self._group, self.name, {self._stream: ">"}, count=self._batch, block=self._block_ms
         )
-        return [(stream_id.decode("ascii"), fields) for _, entries in reply or () for stream_id, fields in entries]
+        return [(stream_id.decode("ascii"), fields) for stream_id, fields in entries_of(reply)]

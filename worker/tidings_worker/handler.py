@@ -18,7 +18,8 @@ from tidings.errors import PermanentError
 from tidings.events import from_fields
 from tidings.operations import APPLIED_LENGTH
 
-from .rules import Plan, Rules, Warm, merge
+from .plans import Plan, Warm, merge
+from .rules import Rules
 from .telemetry import log
 
 #: What redis-py takes as a stream entry's fields.
@@ -57,7 +58,7 @@ class Batch:
 
 
 def digest(stream: str, entries: Sequence[Entry], rules: Rules) -> Batch:
-    """Decode and plan every entry. Pure. Raises what a rule raises, unless it is a PermanentError of one event."""
+    """Decode and plan every entry. Pure. Raises what a rule raises, unless one event's data are the matter."""
     plans: list[Plan] = []
     dead: list[tuple[Entry, str]] = []
     unruled: Counter[str] = Counter()
@@ -65,12 +66,14 @@ def digest(stream: str, entries: Sequence[Entry], rules: Rules) -> Batch:
         stream_id, fields = entry
         try:
             envelope = from_fields(stream, stream_id, fields)
-            plan = rules.plan(envelope)
         except PermanentError as error:
             dead.append((entry, f"{type(error).__name__}: {error}"))
             continue
+        plan = rules.plan(envelope)
         plans.append(plan)
-        if not plan.ruled:
+        if plan.problems:  # what could be done is done; what could not is somebody's to look at
+            dead.append((entry, "; ".join(plan.problems)))
+        elif not plan.ruled:
             unruled[envelope.type] += 1
     return Batch(merge(plans), tuple(stream_id for stream_id, _ in entries), tuple(dead), unruled)
 

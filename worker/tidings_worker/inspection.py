@@ -78,11 +78,12 @@ async def _groups(client: Redis, keys: Keyspace) -> list[GroupStats]:
 
 
 async def _entries(client: Redis, keys: Keyspace) -> tuple[dict[str, int], bool]:
-    start = keys.entry("", "").removesuffix("::") + ":"
+    pattern = keys.entry("*", "*")
+    start = pattern.removesuffix("*:*")
     counts: Counter[str] = Counter()
     cursor, seen = 0, 0
     while seen < SCAN_AT_MOST:
-        cursor, found = await client.scan(cursor, match=f"{start}*", count=1000)
+        cursor, found = await client.scan(cursor, match=pattern, count=1000)
         seen += 1000
         counts.update(key.decode(errors="replace").removeprefix(start).partition(":")[0] for key in found)
         if cursor == 0:

@@ -1,115 +1,30 @@
 """Rules: event -> Plan. Pure: what an event makes wrong is decided here, and done elsewhere."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tidings import CachedFunction, Envelope, Event
-from tidings.errors import ArgumentError, ConfigurationError
-from tidings.events import class_of, type_of
-from tidings.keys import ALL, namespace_token, tag_token
+from tidings.errors import ArgumentError, ConfigurationError, PermanentError
+from tidings.events import class_of, shorten, type_of
+from tidings.keys import check_namespace
 from tidings.templates import Template, parse
 
-from .calls import check_importable, encode_call
+from .calls import check_importable, check_same, from_json_value
+from .plans import Invalidate, Plan, Warm
 
 RuleResult = "Invalidate | Warm | Iterable[Invalidate | Warm] | None"
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
 
+#: An event's id is anybody's text, and a cause is kept in every token: this much of it is enough.
+_ID_LENGTH = 100
+
 #: arq's cron fields: a number, or a set of numbers; None: every one.
 CronField = int | set[int] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Invalidate:
-    """Everything in these namespaces and under these tags is wrong now; `everything`: all of it."""
-
-    namespaces: Sequence[str] = ()
-    tags: Sequence[str] = ()
-    everything: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse one string where a list belongs, and names that cannot be."""
-        for word, given in (("namespaces", self.namespaces), ("tags", self.tags)):
-            if isinstance(given, str):
-                raise ConfigurationError(f"Invalidate({word}={given!r}): write {word}=[{given!r}]")
-        self.token_names()
-
-    def token_names(self) -> list[str]:
-        """Return the names of the tokens that this changes."""
-        everything = [ALL] if self.everything else []
-        return [*everything, *map(namespace_token, self.namespaces), *map(tag_token, self.tags)]
-
-
-class Warm:
-    """Load this call of a cached function ahead of the next read.
-
-    Raises ConfigurationError when the function is not one that a worker can import by name, and ArgumentError when the
-    arguments do not bind to it or cannot travel in a job.
-    """
-
-    def __init__(self, function: CachedFunction[Any, Any], /, *args: Any, **kwargs: Any) -> None:
-        check_importable(function)
-        self.function = function.identity
-        #: the arguments as JSON text, see `calls`
-        self.arguments = encode_call(function, args, kwargs)
-        #: the entry's key in Redis after the prefix and version: what makes two warms the same
-        call = function.call_of(*args, **kwargs)
-        self.name = f"{call.namespace}:{call.name}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Warm) and (self.name, self.arguments) == (other.name, other.arguments)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.arguments))
-
-    def __repr__(self) -> str:
-        return f"Warm({self.function}, {self.arguments})"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do about one event or many: token names with their causes, and calls to load ahead."""
-
-    causes: Mapping[str, str] = field(default_factory=dict)
-    warms: tuple[Warm, ...] = ()
-    #: whether any rule was for the event's type
-    ruled: bool = False
-
-    @property
-    def namespaces(self) -> frozenset[str]:
-        """The namespaces to invalidate."""
-        return self._named("namespace:")
-
-    @property
-    def tags(self) -> frozenset[str]:
-        """The tags to invalidate."""
-        return self._named("tag:")
-
-    @property
-    def everything(self) -> bool:
-        """Whether to invalidate everything."""
-        return ALL in self.causes
-
-    def _named(self, kind: str) -> frozenset[str]:
-        return frozenset(name.removeprefix(kind) for name in self.causes if name.startswith(kind))
-
-
-def merge(plans: Iterable[Plan]) -> Plan:
-    """Return one plan that does what all of them ask for: 500 events may need three tokens and one warm.
-
-    The first event to ask for a token is its cause; of two warms of one entry the last counts.
-    """
-    causes: dict[str, str] = {}
-    warms: dict[str, Warm] = {}
-    ruled = False
-    for plan in plans:
-        causes = {**plan.causes, **causes}
-        warms.update((warm.name, warm) for warm in plan.warms)
-        ruled = ruled or plan.ruled
-    return Plan(causes, tuple(warms.values()), ruled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +45,8 @@ class _Registered:
     name: str
     event_class: type[Event] | None
     rule: Rule
+    #: cached functions that the rule warms, as far as it says so beforehand
+    warms: tuple[CachedFunction[Any, Any], ...] = ()
 
 
 class Rules:
@@ -176,7 +93,12 @@ class Rules:
                 raise ConfigurationError(f"{where}: {given!r} is one string where a list of them belongs")
         namespace_templates = [parse(text, known, f"{where}, namespaces") for text in namespaces]
         tag_templates = [parse(text, known, f"{where}, tags") for text in tags]
+        if not isinstance(warm, Sequence):
+            raise ConfigurationError(f"{where}: warm={warm!r}: write warm=[…]")
         calls = [_warm_of(item, known, where) for item in warm]
+        for template in namespace_templates:
+            if not template.names:
+                check_namespace(template.text)
         if not (namespace_templates or tag_templates or calls):
             raise ConfigurationError(f"{where}: maps to nothing; give namespaces=, tags= or warm=")
 
@@ -188,7 +110,8 @@ class Rules:
             for call in calls:
                 yield call(value_of)
 
-        self._add(event_type, _Registered(where, event_class, mapped))
+        functions = tuple(item.cached_function if isinstance(item, Warm) else item for item in warm)
+        self._add(event_type, _Registered(where, event_class, mapped, functions))
 
     def schedule(
         self,
@@ -201,7 +124,15 @@ class Rules:
         minute: CronField = None,
         second: CronField = 0,
     ) -> None:
-        """Refresh a call at the times the cron fields name, in the worker's time zone, once for all workers."""
+        """Refresh a call at the times the cron fields name, in the worker's time zone, once for all workers.
+
+        Raises ConfigurationError for a field out of its range, which would never come.
+        """
+        if not isinstance(warm, Warm):
+            raise ConfigurationError(f"rules.schedule({warm!r}): a schedule is for a Warm(…)")
+        fields = {"month": month, "day": day, "weekday": weekday, "hour": hour, "minute": minute, "second": second}
+        for name, given in fields.items():
+            _check_cron(f"rules.schedule({warm!r})", name, given)
         self.schedules.append(Schedule(warm, month, day, weekday, hour, minute, second))
 
     def simulate(self, event: Event) -> Plan:
@@ -211,18 +142,18 @@ class Rules:
     def plan(self, envelope: Envelope) -> Plan:
         """Return what to do about an event as the stream has it.
 
-        Raises EventError for data that do not fit the class, ArgumentError for data that a template or warm cannot use,
-        and whatever a rule raises.
+        What one rule cannot do about it (data that do not fit the class, that a template or a warm cannot use) is among
+        the plan's problems, and takes nothing from what it and the others do. Raises whatever else a rule raises.
         """
         return self._plan(envelope.type, envelope.id, lambda cls: (cls or class_of(envelope.type)).read(envelope))
 
     def check(self) -> None:
-        """Raise ConfigurationError for a rule that refers to a cached function that cannot be imported by name."""
+        """Raise ConfigurationError for a cached function that a rule names and a worker cannot import."""
         for registered in (r for rules in self._by_type.values() for r in rules):
-            variables = inspect.getclosurevars(registered.rule)
-            for value in (*variables.globals.values(), *variables.nonlocals.values()):
-                if isinstance(value, CachedFunction):
-                    check_importable(value)
+            for function in (*registered.warms, *_cached_functions(registered.rule)):
+                check_same(function)
+        for schedule in self.schedules:
+            check_same(schedule.warm.cached_function)
 
     @property
     def event_types(self) -> frozenset[str]:
@@ -233,14 +164,18 @@ class Rules:
         registered = self._by_type.get(event_type, ())
         causes: dict[str, str] = {}
         warms: list[Warm] = []
+        problems: list[str] = []
         for entry in registered:
-            for item in _items(entry, entry.rule(event_as(entry.event_class))):
-                if isinstance(item, Warm):
-                    warms.append(item)
-                    continue
-                for name in item.token_names():
-                    causes.setdefault(name, f"event:{event_id} rule:{entry.name}")
-        return Plan(causes, tuple(warms), bool(registered))
+            cause = f"event:{event_id[:_ID_LENGTH]} rule:{entry.name}"
+            try:
+                for item in _items(entry, entry.rule(event_as(entry.event_class))):
+                    if isinstance(item, Warm):
+                        warms.append(item)
+                    else:
+                        causes.update((name, cause) for name in item.token_names() if name not in causes)
+            except PermanentError as error:
+                problems.append(shorten(f"{type(error).__name__}: {entry.name}: {error}"))
+        return Plan(causes, tuple(warms), bool(registered), tuple(problems))
 
     def _add(self, event_type: str, registered: _Registered) -> None:
         self._by_type.setdefault(event_type, []).append(registered)
@@ -256,26 +191,62 @@ def _items(entry: _Registered, result: Any) -> Iterable["Invalidate | Warm"]:
         yield item
 
 
-def _type_and_class(event: type[Event] | str) -> tuple[str, type[Event] | None]:
+_CRON_RANGES = {
+    "month": (1, 12),
+    "day": (1, 31),
+    "weekday": (0, 6),
+    "hour": (0, 23),
+    "minute": (0, 59),
+    "second": (0, 59),
+}
+
+
+def _check_cron(where: str, name: str, given: Any) -> None:
+    if given is None:
+        return
+    low, high = _CRON_RANGES[name]
+    numbers = given if isinstance(given, set) else {given}
+    if not numbers or not all(type(number) is int and low <= number <= high for number in numbers):
+        raise ConfigurationError(f"{where}: {name}={given!r} is not a number from {low} to {high}, or a set of them")
+
+
+def _cached_functions(rule: Rule) -> list[CachedFunction[Any, Any]]:
+    """Return the cached functions that a rule's code names."""
+    if not inspect.isfunction(inspect.unwrap(rule)):
+        return []  # a partial or a callable object: what it names is seen when it runs
+    variables = inspect.getclosurevars(inspect.unwrap(rule))
+    named = (*variables.globals.values(), *variables.nonlocals.values())
+    return [value for value in named if isinstance(value, CachedFunction)]
+
+
+def _type_and_class(event: Any) -> tuple[str, type[Event] | None]:
     if isinstance(event, str):
         if not event:
             raise ConfigurationError("a rule for the empty event type")
         return event, None
+    if not isinstance(event, type) or not issubclass(event, Event):
+        raise ConfigurationError(f"rules.on({event!r}): neither an Event class with a type nor a type's name")
     if not event.event_type:
         raise ConfigurationError(f'{event!r} has no type: class {event.__name__}(Event, type="…")')
     return event.event_type, event
 
 
 def _place(rule: Rule) -> str:
-    code = inspect.unwrap(rule).__code__
-    return f"{rule.__module__}.{rule.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+    plain = inspect.unwrap(rule.func if isinstance(rule, partial) else rule)
+    if not inspect.isfunction(plain):
+        plain = type(plain).__call__
+    code = plain.__code__
+    return f"{plain.__module__}.{plain.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
 
 
 def _value_of(event: Event) -> Callable[[str], Any]:
+    """Look a name up in the event's data and nowhere else: its attributes have names of their own."""
+    data = {**{name: getattr(event, name) for name in type(event).model_fields}, **(event.model_extra or {})}
+
     def value_of(name: str) -> Any:
-        if name in type(event).model_fields or name in (event.model_extra or {}):
-            return getattr(event, name)
-        raise KeyError(f"the event has no {name!r}")
+        if name not in data:
+            raise KeyError(f"the event has no {name!r}")
+        return data[name]
 
     return value_of
 
@@ -292,20 +263,24 @@ def _warm_of(
     if not isinstance(item, CachedFunction):
         raise ConfigurationError(f"{where}: warm={item!r} is not a cached function")
     check_importable(item)
-    parameters = inspect.signature(item.uncached).parameters.values()
-    required = {p.name for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}}
-    named = {p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}}
+    parameters = {p.name: p for p in inspect.signature(item.uncached).parameters.values()}
+    empty: dict[Any, Any] = {inspect.Parameter.VAR_POSITIONAL: (), inspect.Parameter.VAR_KEYWORD: {}}
+    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in empty}
     if known is not None and (lacking := required - known):
         raise ConfigurationError(f"{where}: {item.identity} needs {sorted(lacking)}, which the event does not have")
 
     def bound(value_of: Callable[[str], Any]) -> Warm:
-        arguments = {}
-        for name in sorted(named):
+        arguments = {name: empty.get(p.kind, p.default) for name, p in parameters.items()}
+        for name in parameters.keys() - {n for n, p in parameters.items() if p.kind in empty}:
             try:
-                arguments[name] = value_of(name)
+                value = value_of(name)
             except KeyError as error:
                 if name in required:
                     raise ArgumentError(f"{where}: {item.identity}: {error}") from None
-        return Warm(item, **arguments)
+                continue
+            # Without a class the data are plain JSON, and the key is made of what the function is really given.
+            arguments[name] = value if known is not None else from_json_value(item, name, value)
+        args, kwargs = item.signature.spread(arguments)
+        return Warm(item, *args, **kwargs)
 
     return bound

@@ -7,11 +7,14 @@
 acked |
 | ``event_dead_lettered`` | error | ``stream_id``, ``reason`` | set aside in the dead-letter stream |
 | ``warmed`` | info | ``call``, ``took_ms`` | an entry was loaded ahead of its next read |
+| ``warm_in_vain`` | warning | ``call``, ``reason`` | loaded but not cached: too large, or invalidated each time |
 | ``warm_retried`` | warning | ``call``, ``tries``, ``error`` | a load failed and will be tried again |
 | ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
+| ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed |
 | ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
 | ``stopping`` | info | ``reason`` | no new events are taken |
 | ``stopped`` | info | ``exit_code`` | the last line |
+| ``threads_left`` | warning | ``threads`` | after ``stopped``: these of a service held up the end until the timeout |
 | ``server_started`` | info | ``server``, ``data`` | a development server runs for this folder |
 """
 
@@ -26,7 +29,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("tidings.worker")
 def configure_logging(*, verbose: bool) -> None:
     """Log to standard error: lines for people on a terminal, JSON elsewhere. Info with `verbose`, else warnings."""
     people = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+    # Plain tracebacks: the others print local variables, and the server's URL with its password is one of them.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = console if people else structlog.processors.JSONRenderer()
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if people else "iso", utc=not people),

@@ -1,0 +1,248 @@
+"""The loop that reads the stream and feeds the handler, on a real server."""
+
+import asyncio
+import re
+
+import pytest
+import redis.asyncio
+from redis.exceptions import ResponseError
+from tidings import Event, cached
+from tidings_worker import Rules
+from tidings_worker.consumer import Consumer
+from tidings_worker.handler import Handler
+from tidings_worker.warming import WarmQueue
+
+
+class Changed(Event, type="consumer.changed"):
+    user_id: int
+
+
+@cached(tags=["user:{user_id}"])
+async def get_user(user_id: int) -> int:
+    return user_id
+
+
+RULES = Rules()
+RULES.map(Changed, tags=["user:{user_id}"], warm=[get_user])
+
+
+@pytest.fixture
+async def new_consumer(url):
+    connections = []
+
+    async def make(batch=500, block_ms=20, address=url):
+        connection = redis.asyncio.Redis.from_url(address)
+        connections.append(connection)
+        consumer = Consumer(connection, "events", "tidings", batch=batch, block_ms=block_ms)
+        await consumer.create_group()
+        return consumer
+
+    yield make
+    for connection in connections:
+        await connection.aclose()
+
+
+@pytest.fixture
+async def handler(url, cache):
+    async with redis.asyncio.Redis.from_url(url) as connection:
+        yield Handler(cache, connection, RULES, WarmQueue(connection, "warms"))
+
+
+@pytest.fixture
+async def running():
+    """Run a consumer until the test stops it."""
+    stop = asyncio.Event()
+    tasks = []
+
+    def run(consumer, handle):
+        tasks.append(asyncio.create_task(consumer.run(handle, stop)))
+        return tasks[-1], stop
+
+    yield run
+    stop.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Recorder:
+    """A handler that remembers its batches; `gate` holds one up."""
+
+    def __init__(self, client):
+        self.client = client
+        self.batches = []
+        self.entered = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, entries):
+        self.entered.set()
+        await self.gate.wait()
+        self.batches.append([stream_id for stream_id, _ in entries])
+        self.client.xack("events", "tidings", *self.batches[-1])
+
+    @property
+    def handled(self):
+        return [stream_id for batch in self.batches for stream_id in batch]
+
+
+@pytest.fixture
+def recorder(client):
+    return Recorder(client)
+
+
+def pending(client):
+    return client.xpending("events", "tidings")["pending"]
+
+
+def all_acknowledged(client):
+    (group,) = client.xinfo_groups("events")
+    return group["lag"] == group["pending"] == 0
+
+
+async def test_the_commands_of_a_batch_are_invalidate_then_hand_off_then_acknowledge(
+    client, new_consumer, handler, running, eventually
+):
+    with client.monitor() as monitor:
+        client.xadd("events", {"type": "consumer.changed", "data": '{"user_id": 7}'})
+        running(await new_consumer(), handler.handle)
+        await eventually(lambda: all_acknowledged(client))
+        client.echo("the end")
+        commands = list(iter(lambda: monitor.next_command()["command"], "ECHO the end"))
+    invalidated, handed_off, acknowledged = (
+        max(index for index, command in enumerate(commands) if re.match(pattern, command))
+        for pattern in (
+            r"EVAL.* token:tag:user:7 ",
+            r"ZADD warms NX \d+ warms:default:get_user:",
+            r"XACK events tidings ",
+        )
+    )
+    assert invalidated < handed_off < acknowledged, commands
+
+
+async def test_the_group_begins_with_what_was_published_before_the_first_worker(
+    client, new_consumer, recorder, running, eventually
+):
+    ids = [client.xadd("events", {"type": "consumer.changed"}).decode() for _ in range(3)]
+    running(await new_consumer(), recorder)
+    await eventually(lambda: recorder.handled == ids)
+
+
+async def test_a_group_that_exists_goes_on_where_it_was(client, new_consumer, recorder, running, eventually):
+    first = client.xadd("events", {"type": "consumer.changed"}).decode()
+    task, stop = running(await new_consumer(), recorder)
+    await eventually(lambda: recorder.handled == [first])
+    stop.set()
+    await task
+    second = client.xadd("events", {"type": "consumer.changed"}).decode()
+    stop.clear()
+    running(await new_consumer(), recorder)
+    await eventually(lambda: recorder.handled == [first, second])
+
+
+async def test_a_key_that_is_no_stream_is_an_error(client, new_consumer):
+    client.set("events", "something else")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await new_consumer()
+
+
+async def test_a_batch_has_no_more_than_the_limit(client, new_consumer, recorder, running, eventually):
+    for _ in range(7):
+        client.xadd("events", {"type": "consumer.changed"})
+    running(await new_consumer(batch=3), recorder)
+    await eventually(lambda: len(recorder.handled) == 7)
+    assert list(map(len, recorder.batches)) == [3, 3, 1]
+
+
+async def test_a_stop_finishes_the_batch_in_hand_and_takes_no_more(client, new_consumer, recorder, running):
+    for _ in range(5):
+        client.xadd("events", {"type": "consumer.changed"})
+    recorder.gate.clear()
+    task, stop = running(await new_consumer(batch=2), recorder)
+    await recorder.entered.wait()
+    stop.set()
+    recorder.gate.set()
+    await asyncio.wait_for(task, 5)
+    assert len(recorder.handled) == 2
+    assert pending(client) == 0
+    assert client.xinfo_groups("events")[0]["lag"] == 3
+
+
+async def test_what_comes_while_the_last_read_blocks_is_handled_not_lost(
+    client, new_consumer, recorder, running, eventually
+):
+    """The stop is asked for in the middle of a read that the server then still answers."""
+    task, stop = running(await new_consumer(block_ms=1000), recorder)
+    await eventually(lambda: client.info("clients")["blocked_clients"] == 1, "the blocked read")
+    stop.set()
+    stream_id = client.xadd("events", {"type": "consumer.changed"}).decode()
+    await asyncio.wait_for(task, 5)
+    assert recorder.handled == [stream_id]
+    assert pending(client) == 0
+
+
+async def test_what_the_handler_raises_ends_the_loop_with_the_batch_pending(client, new_consumer, running):
+    async def broken(_):
+        raise ZeroDivisionError
+
+    client.xadd("events", {"type": "consumer.changed"})
+    consumer = await new_consumer()
+    task, _ = running(consumer, broken)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(task, 5)
+    assert pending(client) == 1
+    await consumer.leave()
+    assert pending(client) == 1
+    assert [found["name"].decode() for found in client.xinfo_consumers("events", "tidings")] == [consumer.name]
+
+
+async def test_a_consumer_with_nothing_pending_leaves_no_trace_in_the_group(client, new_consumer, recorder, running):
+    consumer = await new_consumer()
+    client.xadd("events", {"type": "consumer.changed"})
+    task, stop = running(consumer, recorder)
+    await recorder.entered.wait()
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    await consumer.leave()
+    assert client.xinfo_consumers("events", "tidings") == []
+
+
+async def test_two_consumers_share_the_work_and_do_nothing_twice(client, new_consumer, running, eventually):
+    ids = [client.xadd("events", {"type": "consumer.changed"}).decode() for _ in range(100)]
+    recorders = [Recorder(client), Recorder(client)]
+    for recorder in recorders:
+        running(await new_consumer(batch=5), recorder)
+    await eventually(lambda: sum(len(recorder.handled) for recorder in recorders) >= 100)
+    assert sorted(recorders[0].handled + recorders[1].handled, key=ids.index) == ids
+    assert recorders[0].handled
+    assert recorders[1].handled
+    assert pending(client) == 0
+
+
+async def test_a_stream_of_good_and_bad_entries_is_worked_off_with_nothing_left(
+    client, new_consumer, handler, running, eventually
+):
+    for number in range(60):
+        client.xadd(
+            "events",
+            [
+                {"type": "consumer.changed", "data": f'{{"user_id": {number}}}'},
+                {"type": "consumer.changed", "data": b"\xff"},
+                {"type": "consumer.nobody"},
+            ][number % 3],
+        )
+    running(await new_consumer(batch=7), handler.handle)
+    await eventually(lambda: all_acknowledged(client))
+    assert client.xlen("events:dead") == 20
+    assert client.hget("events:counts", "applied") == b"40"
+    assert client.hget("events:counts", "unruled") == b"20"
+
+
+async def test_a_url_may_ask_for_the_third_version_of_the_protocol(url, client, new_consumer, recorder, running):
+    stream_id = client.xadd("events", {"type": "consumer.changed"}).decode()
+    consumer = await new_consumer(address=f"{url}?protocol=3")
+    task, stop = running(consumer, recorder)
+    await asyncio.wait({task, asyncio.create_task(recorder.entered.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    assert recorder.handled == [stream_id]
+    await consumer.leave()
+    assert client.xinfo_consumers("events", "tidings") == []

@@ -1,0 +1,115 @@
+"""What rules ask for: invalidations and warms, and the plan that they come to. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidings import CachedFunction
+from tidings.errors import ArgumentError, ConfigurationError
+from tidings.keys import ALL, namespace_token, tag_token
+
+from .calls import check_importable, encode_call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invalidate:
+    """Everything in these namespaces and under these tags is wrong now; `everything`: all of it."""
+
+    namespaces: Iterable[str] = ()
+    tags: Iterable[str] = ()
+    everything: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse one string where a list belongs (ConfigurationError: the rule is wrong) and names that cannot be.
+
+        The latter are ArgumentErrors: names are made of an event's data.
+        """
+        for word in ("namespaces", "tags"):
+            given = getattr(self, word)
+            if isinstance(given, str):
+                raise ConfigurationError(f"Invalidate({word}={given!r}): write {word}=[{given!r}]")
+            object.__setattr__(self, word, tuple(given))  # a generator gives its names once
+        try:
+            self.token_names()
+        except ConfigurationError as error:
+            raise ArgumentError(str(error)) from None
+
+    def token_names(self) -> list[str]:
+        """Return the names of the tokens that this changes."""
+        everything = [ALL] if self.everything else []
+        return [*everything, *map(namespace_token, self.namespaces), *map(tag_token, self.tags)]
+
+
+class Warm:
+    """Load this call of a cached function ahead of the next read.
+
+    Raises ConfigurationError when the function is not one that a worker can import by name, and ArgumentError when the
+    arguments do not bind to it or cannot travel in a job.
+    """
+
+    def __init__(self, function: CachedFunction[Any, Any], /, *args: Any, **kwargs: Any) -> None:
+        check_importable(function)
+        self.cached_function = function
+        self.function = function.identity
+        #: the arguments as JSON text, see `calls`
+        self.arguments = encode_call(function, args, kwargs)
+        #: the entry's key in Redis after the prefix and version: what makes two warms the same
+        call = function.call_of(*args, **kwargs)
+        self.name = f"{call.namespace}:{call.name}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Warm) and (self.name, self.arguments) == (other.name, other.arguments)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.arguments))
+
+    def __repr__(self) -> str:
+        return f"Warm({self.function}, {self.arguments})"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do about one event or many: token names with their causes, and calls to load ahead."""
+
+    causes: Mapping[str, str] = field(default_factory=dict)
+    warms: tuple[Warm, ...] = ()
+    #: whether any rule was for the event's type
+    ruled: bool = False
+    #: why rules could not do all that they were asked, with nothing of what they did lost
+    problems: tuple[str, ...] = ()
+
+    @property
+    def namespaces(self) -> frozenset[str]:
+        """The namespaces to invalidate."""
+        return self._named("namespace:")
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The tags to invalidate."""
+        return self._named("tag:")
+
+    @property
+    def everything(self) -> bool:
+        """Whether to invalidate everything."""
+        return ALL in self.causes
+
+    def _named(self, kind: str) -> frozenset[str]:
+        return frozenset(name.removeprefix(kind) for name in self.causes if name.startswith(kind))
+
+
+def merge(plans: Iterable[Plan]) -> Plan:
+    """Return one plan that does what all of them ask for: 500 events may need three tokens and one warm.
+
+    The first event to ask for a token is its cause; of two warms of one entry the last counts.
+    """
+    causes: dict[str, str] = {}
+    warms: dict[str, Warm] = {}
+    problems: list[str] = []
+    ruled = False
+    for plan in plans:
+        for name, cause in plan.causes.items():
+            causes.setdefault(name, cause)
+        warms.update((warm.name, warm) for warm in plan.warms)
+        problems.extend(plan.problems)
+        ruled = ruled or plan.ruled
+    return Plan(causes, tuple(warms.values()), ruled, tuple(problems))

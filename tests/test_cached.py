@@ -409,6 +409,7 @@ async def test_a_load_slower_than_its_vacancy_is_served_and_not_cached(url):
             return 1
 
         assert await load() == 1
+        await cache.reader().flights.drain()
         assert cache.stats()["default"]["refused_fills"] == 1
 
 
@@ -497,6 +498,7 @@ async def test_counters_say_what_happened(cache, count):
     await load(), await load()
     await cache.invalidate_namespace("n")
     await load()
+    await cache.reader().flights.drain()
     counted = {name: value for name, value in cache.stats()["n"].items() if value}
     assert counted == {"hits": 1, "misses": 1, "invalidated": 1, "fills": 2}
 

@@ -5,6 +5,7 @@ missing is opened, the load for exactly what was seen is joined or started, and 
 Whatever Redis fails to do, the caller gets a loaded value.
 """
 
+import asyncio
 import os
 import socket
 import time
@@ -153,8 +154,8 @@ class Reader:
         if ticket is None:
             return Stored.UNAVAILABLE
         flight = (ticket, unique()) if renew else ticket
-        (_, _, stored), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
-        return stored
+        (_, _, fill), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+        return await asyncio.shield(fill)
 
     async def peek(self, call: Call, codec: Codec[T], default: T) -> T:
         """Return the entry's value, or `default` where there is none or Redis is away. Its own facts name its tags."""
@@ -213,25 +214,32 @@ class Reader:
 
     async def _load_and_fill(
         self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T]
-    ) -> tuple[T, bytes, Stored]:
-        call, limit = entry.call, self._settings.max_value_bytes
+    ) -> tuple[T, bytes, asyncio.Task[Stored]]:
+        """Return the value, its bytes, and the fill, which has been sent but for which no caller needs to wait.
+
+        Who reads here next finds it done: commands of one event loop reach Redis in the order in which they were sent.
+        """
         started = time.perf_counter()
         value = await load()
         load_ms = round((time.perf_counter() - started) * 1000, 3)
         payload = codec.encode(value)
+        return value, payload, self.flights.follow(self._fill(entry, ticket, load_ms, payload))
+
+    async def _fill(self, entry: _Entry, ticket: Ticket, load_ms: float, payload: bytes) -> Stored:
+        call, limit = entry.call, self._settings.max_value_bytes
         if len(payload) > limit:
             self._telemetry.too_large(call.namespace, call.label, len(payload), limit)
-            return value, payload, Stored.TOO_LARGE
+            return Stored.TOO_LARGE
         packed = pack_entry(ticket, Facts(entry.tags, load_ms, self._by), payload)
         fill = Fill(entry.key, ticket.lineage, packed, self._ttl_ms(call), entry.tokens, self._token_ms)
         try:
             stored = await self.store.run(fill)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
-            return value, payload, Stored.UNAVAILABLE
+            return Stored.UNAVAILABLE
         self._telemetry.available()
         self._telemetry.count(call.namespace, "fills" if stored else "refused_fills")
-        return value, payload, Stored.STORED if stored else Stored.REFUSED
+        return Stored.STORED if stored else Stored.REFUSED
 
     def _entry(self, call: Call, tags: Iterable[str] | None = None) -> _Entry:
         distinct = tuple(dict.fromkeys(call.tags if tags is None else tags))

@@ -48,6 +48,13 @@ class Flights:
                 self._waiting[task] -= 1
             raise
 
+    def follow(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run what comes after a load without anybody waiting for it, but for `drain`; a failure is logged."""
+        task = asyncio.create_task(work)
+        self._tasks[task] = task
+        task.add_done_callback(lambda done: self._landed(done, done))
+        return task
+
     @property
     def waiting(self) -> int:
         """How many callers wait for loads in flight."""

@@ -4,7 +4,7 @@ async or threads: an asynchronous client for each event loop, since its connecti
 client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -77,6 +77,7 @@ class RedisStore:
         self._where = where
         #: seconds that one exchange has
         self.timeout = timeout
+        self._known_scripts: set[str] = set()
         self._multiplexer = Multiplexer(client.connection_pool.make_connection, timeout)
 
     @classmethod
@@ -88,7 +89,7 @@ class RedisStore:
     async def run(self, operation: Operation[T]) -> T:
         """See AsyncStore."""
         with _translated(self._where):
-            exchange = _exchange(operation.commands)
+            exchange = _exchange(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
                 replies = await self._multiplexer.exchange(batch)
@@ -111,6 +112,7 @@ class SyncRedisStore:
         self.client = client
         self.blocking = blocking
         self._where = where
+        self._known_scripts: set[str] = set()
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -121,7 +123,7 @@ class SyncRedisStore:
     def run(self, operation: Operation[T]) -> T:
         """See SyncStore."""
         with _translated(self._where):
-            exchange = _exchange(operation.commands)
+            exchange = _exchange(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
                 try:
@@ -187,31 +189,30 @@ def _check(url: str) -> None:
         raise ConfigurationError(f"the URL {redact(url)} has the option {option}: {_REFUSED_OPTIONS[option]}")
 
 
-def _exchange(commands: Sequence[Command]) -> Generator[_Batch, _Replies, _Replies]:
+def _exchange(commands: Sequence[Command], known: set[str]) -> Generator[_Batch, _Replies, _Replies]:
     """Yield what to send, take the replies, return one reply for each command or raise the first error among them.
 
-    A script goes by its digest; a server that has not seen it yet, or has been restarted, gets it in full.
+    `known` are the digests of scripts that the server has had from this store: the others go in full, so that what is
+    sent next never overtakes them. A server that has been restarted says that it knows nothing, and gets them again.
     """
-    replies = yield [_by_digest(command) for command in commands]
+    replies = yield [_wire(command, known) for command in commands]
     unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
-        again = yield [_in_full(commands[index]) for index in unknown]
+        again = yield [_wire(commands[index], ()) for index in unknown]
         for index, reply in zip(unknown, again, strict=True):
             replies[index] = reply
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
+    known.update(head.digest for head, *_ in commands if isinstance(head, Script))
     return replies
 
 
-def _by_digest(command: Command) -> Sequence[Any]:
+def _wire(command: Command, known: Container[str]) -> Sequence[Any]:
     head, *rest = command
-    return ("EVALSHA", head.digest, *rest) if isinstance(head, Script) else command
-
-
-def _in_full(command: Command) -> Sequence[Any]:
-    head, *rest = command
-    return ("EVAL", head.text, *rest) if isinstance(head, Script) else command
+    if not isinstance(head, Script):
+        return command
+    return ("EVALSHA", head.digest, *rest) if head.digest in known else ("EVAL", head.text, *rest)
 
 
 @contextmanager

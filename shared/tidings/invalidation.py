@@ -11,8 +11,8 @@ from .errors import ConfigurationError
 from .fence import pack_vacancy, unique
 from .keys import ALL, Keyspace, namespace_token, tag_token
 from .operations import Invalidate
-from .reader import process_name
 from .settings import Settings
+from .telemetry import process_name
 
 
 def direct(

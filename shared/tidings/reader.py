@@ -6,8 +6,6 @@ Whatever Redis fails to do, the caller gets a loaded value.
 """
 
 import asyncio
-import os
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from .operations import Fill, Look, Open, Put
 from .settings import Settings
 from .singleflight import Flights
 from .store import AsyncStore
-from .telemetry import Telemetry
+from .telemetry import Telemetry, process_name
 
 T = TypeVar("T")
 
@@ -251,8 +249,3 @@ class Reader:
 
     def _ttl_ms(self, call: Call) -> int:
         return round(self._settings.default_ttl * 1000) if call.ttl_ms is None else call.ttl_ms
-
-
-def process_name() -> str:
-    """Return ``host:pid``, by which facts and causes name this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"

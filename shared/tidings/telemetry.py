@@ -11,6 +11,8 @@
 Counters are kept by namespace, see `Counts`.
 """
 
+import os
+import socket
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
@@ -101,3 +103,8 @@ class Telemetry:
         """Return the counters by namespace."""
         with self._lock:
             return {namespace: asdict(counts) for namespace, counts in sorted(self._counts.items())}
+
+
+def process_name() -> str:
+    """Return ``host:pid``, by which facts and causes name this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"

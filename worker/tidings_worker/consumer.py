@@ -13,7 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from tidings.publisher import entries_of
-from tidings.reader import process_name
+from tidings.telemetry import process_name
 
 from .handler import Entry
 

@@ -19,7 +19,8 @@ from arq.jobs import serialize_job
 from arq.worker import Retry, func
 from redis.asyncio import Redis
 from tidings.errors import ConfigurationError, PermanentError, UnavailableError
-from tidings.reader import Stored, process_name
+from tidings.reader import Stored
+from tidings.telemetry import process_name
 
 from .calls import NotLoadedError, decode_call, resolve
 from .jobs import JobWorker, from_json, to_json

@@ -129,7 +129,7 @@ class CachedFunction(Generic[P, R]):
     def codec(self) -> Codec[R]:
         """How results become bytes. Made at decoration, or at the first call when a name was not defined before.
 
-        Raises NameError at decoration, and ConfigurationError at a call, for an annotation whose names are not there.
+        Raises NameError for an annotation whose names are not there, ConfigurationError for one that cannot be kept.
         """
         if self._codec is None:
             with self._codec_lock:
@@ -206,7 +206,6 @@ def decorate(
         cached_function.of_class = of_class
         # A bad annotation is best found now; one that names what is defined further down is found at the first call.
         with suppress(NameError):
-            return_annotation(function)
             cached_function.codec  # noqa: B018
         return cached_function
 

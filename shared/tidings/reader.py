@@ -96,17 +96,13 @@ class Reader:
             hit, value = self._served(entry, sighting, codec)
             if hit:
                 return cast("T", value)
-            # A vacancy may be about to expire, and a fill needs it: opening prolongs it.
-            vacant = sighting.verdict is Verdict.VACANT
-            ticket = (None if vacant else sighting.ticket) or await self._open(entry)
+            ticket = await self._admit(entry, sighting)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
             return await load()
         if ticket is None:
             return await load()
-        (loaded, payload, _), first = await self.flights.join(
-            ticket, lambda: self._load_and_fill(entry, ticket, load, codec)
-        )
+        (loaded, payload, _), first = await self._fly(entry, ticket, load, codec, alone=False)
         # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
         try:
             return loaded if first else codec.decode(payload)
@@ -126,8 +122,7 @@ class Reader:
             return await load()
         if ticket is None:
             return await load()
-        flight = (ticket, unique())  # its own: a refresh promises a load that begins now
-        (loaded, _, _), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+        (loaded, _, _), _ = await self._fly(entry, ticket, load, codec, alone=True)
         return loaded
 
     async def ensure(
@@ -139,20 +134,19 @@ class Reader:
         """
         entry = self._entry(call)
         try:
-            known = None
-            if not renew:
+            if renew:
+                ticket = await self._open(entry, renew=True)
+            else:
                 sighting = await self._look(entry)
                 if self._served(entry, sighting, codec)[0]:
                     return Stored.FRESH
-                known = None if sighting.verdict is Verdict.VACANT else sighting.ticket
-            ticket = known or await self._open(entry, renew=renew)
+                ticket = await self._admit(entry, sighting)
         except UnavailableError as error:
             self._telemetry.unavailable(call.namespace, error)
             return Stored.UNAVAILABLE
         if ticket is None:
             return Stored.UNAVAILABLE
-        flight = (ticket, unique()) if renew else ticket
-        (_, _, fill), _ = await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+        (_, _, fill), _ = await self._fly(entry, ticket, load, codec, alone=renew)
         return await asyncio.shield(fill)
 
     async def peek(self, call: Call, codec: Codec[T], default: T) -> T:
@@ -189,6 +183,14 @@ class Reader:
         raw, tokens = await self.store.run(Look(entry.key, entry.tokens))
         return judge(entry.key, raw, tokens)
 
+    async def _admit(self, entry: _Entry, sighting: Sighting) -> Ticket | None:
+        """Return a ticket for what was seen, opening what is missing; see `_open`.
+
+        A vacancy may be about to expire, and a fill needs it: opening prolongs it.
+        """
+        known = None if sighting.verdict is Verdict.VACANT else sighting.ticket
+        return known or await self._open(entry)
+
     async def _open(self, entry: _Entry, *, renew: bool = False) -> Ticket | None:
         """Return a ticket to load under; None when Redis evicts tokens faster than they are read."""
         opening = Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, self._token_ms, renew)
@@ -209,6 +211,13 @@ class Reader:
             return True, value
         self._telemetry.count(namespace, "invalidated" if sighting.verdict is Verdict.INVALIDATED else "misses")
         return False, None
+
+    async def _fly(
+        self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T], *, alone: bool
+    ) -> tuple[tuple[T, bytes, asyncio.Task[Stored]], bool]:
+        """Join the load in flight for this ticket or start it; `alone`: start one that begins now and nobody joins."""
+        flight = (ticket, unique()) if alone else ticket
+        return await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
 
     async def _load_and_fill(
         self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T]

@@ -16,7 +16,6 @@ from tidings.templates import Template, parse
 from .calls import check_importable, check_same, from_json_value
 from .plans import Invalidate, Plan, Warm
 
-RuleResult = "Invalidate | Warm | Iterable[Invalidate | Warm] | None"
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
 
@@ -271,7 +270,9 @@ def _warm_of(
 
     def bound(value_of: Callable[[str], Any]) -> Warm:
         arguments = {name: empty.get(p.kind, p.default) for name, p in parameters.items()}
-        for name in parameters.keys() - {n for n, p in parameters.items() if p.kind in empty}:
+        for name, parameter in parameters.items():
+            if parameter.kind in empty:
+                continue
             try:
                 value = value_of(name)
             except KeyError as error:

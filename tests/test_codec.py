@@ -304,3 +304,52 @@ def test_a_signalling_nan_is_a_value_like_others():
         assert str(codec.decode(codec.encode(Decimal("NaN")))) == "NaN"
     with pytest.raises(EncodeError):
         Codec(UNTYPED, "f").encode(Decimal("sNaN"))
+
+
+@pytest.mark.parametrize(("annotation", "value"), [(Node, NODE), (bytes, b"\xff"), (UNTYPED, [1])])
+def test_a_value_is_decoded_from_where_it_starts_in_a_larger_whole(annotation, value):
+    codec = Codec(annotation, "f")
+    data = codec.encode(value)
+    for header in (b"J", b"T{}", b"\x00" * 100):
+        assert codec.decode(header + data, len(header)) == value
+        with pytest.raises(DecodeError):
+            codec.decode(header + data, len(header + data))
+
+
+class Parent(BaseModel):
+    child: "Child"
+
+
+LATE = Codec(Parent, "late")
+
+
+class Child(BaseModel):
+    age: int
+
+
+class Deferred(BaseModel):
+    model_config = ConfigDict(defer_build=True)
+    age: int
+
+
+def test_a_class_that_is_complete_only_later_is_found_at_the_first_call():
+    parent = Parent(child=Child(age=5))
+    assert LATE.decode(LATE.encode(parent)) == parent
+    codec = Codec(Deferred, "f")
+    assert codec.decode(codec.encode(Deferred(age=5))) == Deferred(age=5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ({"a": [Cat(lives=1)]}, {"a": [Cat(lives=2)]}, "int at $['a'][0].lives came back changed"),
+        ({"a": [Cat(lives=1)]}, {"a": [Cat(lives=True)]}, None),
+        ([1, {"x": (1, 2)}], [1, {"x": (1, "2")}], "int at $[1]['x'][1] came back as str"),
+        ([1.0, float("nan")], [1.0, None], "float at $[1] came back as NoneType"),
+        ({"{}": "{"}, {"{}": "}"}, "str at $['{}'] came back changed"),
+        ({(1, "a")}, {(True, "a")}, "int at ${(1, 'a')}[0] came back as bool"),
+        ([1], [1, 2], "the length of the list at $ changed"),
+    ],
+)
+def test_what_changed_is_told_with_its_place(before, after, says):
+    assert first_change(before, after, "$") == says

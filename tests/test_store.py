@@ -7,13 +7,32 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tidings import Cache
 from tidings.errors import UnavailableError
-from tidings.fence import Facts, Ticket, Verdict, judge, pack_entry, pack_vacancy, token_value, unique
+from tidings.fence import Verdict, judge
+from tidings.layout import Facts, Token, pack_entry, pack_vacancy, unique
 from tidings.memory import Memory, MemoryStore, SyncMemoryStore
-from tidings.operations import Append, Fill, Invalidate, Look, Open, Ping, Put
+from tidings.operations import (
+    Append,
+    Batch,
+    Drop,
+    Fill,
+    Invalidate,
+    Lease,
+    Look,
+    Open,
+    Ping,
+    Places,
+    Put,
+    Release,
+    Results,
+    Scan,
+)
 from tidings.store import RedisStore, SyncRedisStore
 
 TOKENS = ("token:all", "token:tag:a")
 KEY = "cache:default:f:1"
+KEYS = (KEY, *TOKENS)
+PLACES = Places("lease:default:f:1", "lease:ended", "log")
+RESULT = "token:tag:result"
 
 
 class Threaded:
@@ -46,30 +65,49 @@ async def store(request, url):
     await made.aclose()
 
 
-async def look(store):
-    raw, tokens = await store.run(Look(KEY, TOKENS))
-    return judge(KEY, raw, tokens)
+async def look(store, **asked):
+    found = await store.run(Look(KEYS, **asked))
+    return judge(KEY, found.entry, found.tokens, found.left_ms)
+
+
+async def opened(store, *, owner=None, vacancy=None, **options):
+    lease = None if owner is None else Lease(owner, 60_000)
+    return await store.run(Open(KEYS, PLACES, vacancy or pack_vacancy(), 60_000, 60_000, lease=lease, **options))
+
+
+def ticket_of(found):
+    return judge(KEY, found.head, found.tokens).ticket
 
 
 async def ticket_for(store):
     seen = await look(store)
-    if seen.ticket is not None:
-        return seen.ticket
-    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000))
-    return judge(KEY, head, tokens).ticket
+    return ticket_of(await opened(store)) if seen.ticket is None else seen.ticket
 
 
-async def fill(store, ticket, payload=b"J1", ttl_ms=60_000):
-    packed = pack_entry(ticket, Facts((), 0.0, "test"), payload)
-    return await store.run(Fill(KEY, ticket.lineage, packed, ttl_ms, TOKENS, 60_000))
+def packed(ticket, payload=b"J1", **times):
+    return pack_entry(ticket.lineage, ticket.tokens, Facts((), "test"), payload, **times)
 
 
-async def invalidate(store, *names, entries=()):
+async def fill(store, ticket, payload=b"J1", *, ttl_ms=60_000, owner=b"", results=None, **times):
+    what = packed(ticket, payload, **times)
+    return await store.run(Fill(KEYS, PLACES, ticket.lineage, what, ttl_ms, 60_000, owner, results or Results()))
+
+
+async def invalidate(store, *names, entries=(), vacancy_ms=60_000, patterns=()):
     causes = dict.fromkeys(names, "call:test")
     keys = tuple(f"token:{name}" for name in names)
-    vacancies = {entry: pack_vacancy() for entry in entries}
+    vacancies = entries if isinstance(entries, dict) else {entry: pack_vacancy() for entry in entries}
     uniques = tuple(unique() for _ in names)
-    return await store.run(Invalidate(causes, keys, uniques, vacancies, "log", 100, 60_000, 60_000, "applied"))
+    return await store.run(
+        Invalidate(
+            causes, keys, uniques, vacancies, "log", 100, 60_000, vacancy_ms, "applied", patterns=tuple(patterns)
+        )
+    )
+
+
+async def plant(store, value, ttl_ms=60_000):
+    """Put any bytes under the key, for so long."""
+    await invalidate(store, entries={KEY: value}, vacancy_ms=ttl_ms)
 
 
 async def test_nothing_is_there_at_first(store):
@@ -85,8 +123,7 @@ async def test_open_makes_what_is_missing_and_reads_the_tokens(store):
 
 
 async def test_opening_twice_gives_both_readers_the_same_ticket(store):
-    opened = [await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000)) for _ in range(2)]
-    first, second = (judge(KEY, head, tokens).ticket for head, tokens in opened)
+    first, second = [ticket_of(await opened(store)) for _ in range(2)]
     assert first is not None
     assert first == second
 
@@ -94,8 +131,7 @@ async def test_opening_twice_gives_both_readers_the_same_ticket(store):
 async def test_opening_anew_refuses_older_fills_and_leaves_the_value(store):
     older = await ticket_for(store)
     await fill(store, older)
-    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000, renew=True))
-    renewed = judge(KEY, head, tokens).ticket
+    renewed = ticket_of(await opened(store, renew=True))
     seen = await look(store)
     assert (seen.verdict, seen.payload, seen.ticket) == (Verdict.FRESH, b"J1", renewed)
     assert not await fill(store, older, b"J2")
@@ -104,10 +140,10 @@ async def test_opening_anew_refuses_older_fills_and_leaves_the_value(store):
 
 
 async def test_opening_a_vacancy_again_prolongs_it(store):
-    await store.run(Put(KEY, pack_vacancy(), 50))
-    head, tokens = await store.run(Open(KEY, pack_vacancy(), 60_000, TOKENS, 60_000))
+    await plant(store, pack_vacancy(), 50)
+    ticket = ticket_of(await opened(store))
     await asyncio.sleep(0.06)  # its first life
-    assert await fill(store, judge(KEY, head, tokens).ticket)
+    assert await fill(store, ticket)
 
 
 async def test_what_is_filled_is_served(store):
@@ -146,7 +182,7 @@ async def test_a_fill_from_before_the_entry_was_invalidated_is_refused(store):
 async def test_a_fill_is_refused_when_the_tombstone_has_expired_too(store):
     """The race that a tombstone alone loses: nothing looks like nothing again."""
     ticket = await ticket_for(store)
-    await store.run(Put(KEY, pack_vacancy(), 1))  # a tombstone with one millisecond to live
+    await plant(store, pack_vacancy(), 1)  # a tombstone with one millisecond to live
     while (await look(store)).verdict is not Verdict.ABSENT:
         await asyncio.sleep(0)
     assert not await fill(store, ticket)
@@ -174,8 +210,8 @@ async def test_two_fills_of_one_lineage_may_overwrite_each_other(store):
 
 async def test_a_value_put_by_hand_is_not_overwritten_by_a_load_in_flight(store):
     ticket = await ticket_for(store)
-    by_hand = Ticket(KEY, unique(), ticket.tokens)
-    await store.run(Put(KEY, pack_entry(by_hand, Facts((), 0.0, "test"), b"J9"), 60_000))
+    by_hand = pack_entry(unique(), ticket.tokens, Facts((), "test"), b"J9")
+    await store.run(Put(KEYS, by_hand, 60_000, 60_000))
     assert not await fill(store, ticket)
     assert (await look(store)).payload == b"J9"
 
@@ -187,7 +223,7 @@ async def test_an_entry_expires(store):
 
 
 async def test_foreign_bytes_are_absent_and_are_replaced_when_a_load_begins(store):
-    await store.run(Put(KEY, b"\x02somebody else's format, longer than a header", 60_000))
+    await plant(store, b"\x01e somebody else's format, longer than a header")
     assert (await look(store)).verdict is Verdict.ABSENT
     assert await fill(store, await ticket_for(store))
     assert (await look(store)).verdict is Verdict.FRESH
@@ -197,10 +233,10 @@ async def test_every_new_token_has_a_new_value_and_carries_its_cause(store):
     seen = set()
     for _ in range(5):
         await invalidate(store, "all", "tag:a")
-        _, tokens = await store.run(Look(KEY, TOKENS))
-        seen.update(token[:16] for token in tokens)
-        assert all(token.endswith(b" call:test") for token in tokens)
-        assert all(token.split(b" ")[1].isdigit() for token in tokens)
+        tokens = [Token.unpack(token) for token in (await store.run(Look(KEYS))).tokens]
+        seen.update(token.value for token in tokens)
+        assert {token.cause for token in tokens} == {"call:test"}
+        assert all(token.made_us > 1_600_000_000_000_000 for token in tokens)
     assert len(seen) == 10
 
 
@@ -286,5 +322,157 @@ async def test_no_server_is_an_unavailable_error_that_shows_no_password():
     await store.aclose()
 
 
-def test_a_token_made_by_a_reader_says_so():
-    assert token_value("0 first use").partition(b" ")[2] == b"0 first use"
+async def test_a_token_made_by_a_reader_says_so(store):
+    await ticket_for(store)
+    assert {Token.unpack(token).cause for token in (await store.run(Look(KEYS))).tokens} == {"first use"}
+
+
+async def test_a_token_names_the_one_before_it(store):
+    await ticket_for(store)
+    before = (await store.run(Look(KEYS))).tokens[1][:16]
+    await invalidate(store, "tag:a")
+    token = Token.unpack((await store.run(Look(KEYS))).tokens[1])
+    assert token.before == before
+    assert token.value != before
+
+
+async def test_a_look_tells_the_time_left_and_the_servers_time_when_asked(store):
+    found = await store.run(Look(KEYS, ttl=True, time=True))
+    assert found.left_ms is None
+    await fill(store, await ticket_for(store), ttl_ms=50_000)
+    later = await store.run(Look(KEYS, ttl=True, time=True))
+    assert 0 < later.left_ms <= 50_000
+    assert later.now_us >= found.now_us > 0
+    assert (await store.run(Look(KEYS))).left_ms is None
+
+
+async def test_a_kept_value_is_expired_when_only_its_grace_is_left(store):
+    await fill(store, await ticket_for(store), ttl_ms=60_000, grace_ms=60_001)
+    assert (await look(store, ttl=True)).verdict is Verdict.EXPIRED
+    await fill(store, await ticket_for(store), ttl_ms=60_000, grace_ms=10)
+    assert (await look(store, ttl=True)).verdict is Verdict.FRESH
+
+
+# Result tags
+
+
+def results_of(found):
+    return Results((RESULT,), found.now_us, found.logged)
+
+
+async def test_a_result_tag_is_stored_when_nothing_was_invalidated_since(store):
+    found = await opened(store, log=True)
+    assert await fill(store, ticket_of(found), results=results_of(found))
+    raw = await store.run(Look((*KEYS, RESULT)))
+    assert judge(KEY, raw.entry, raw.tokens).verdict is Verdict.FRESH
+
+
+async def test_a_result_tag_invalidated_during_the_load_refuses_the_fill(store):
+    found = await opened(store, log=True)
+    await invalidate(store, "tag:result")
+    assert not await fill(store, ticket_of(found), results=results_of(found))
+
+
+async def test_a_result_tag_invalidated_before_the_load_does_not(store):
+    await invalidate(store, "tag:result")
+    found = await opened(store, log=True)
+    await invalidate(store, "tag:another")
+    assert await fill(store, ticket_of(found), results=results_of(found))
+
+
+async def test_a_result_tag_that_is_missing_while_others_were_invalidated_costs_one_more_load(store):
+    """It might have been invalidated and then evicted: nobody can tell."""
+    found = await opened(store, log=True)
+    await invalidate(store, "tag:another")
+    assert not await fill(store, ticket_of(found), results=results_of(found))
+    again = await opened(store, log=True)
+    await invalidate(store, "tag:another")
+    assert await fill(store, ticket_of(again), results=results_of(again))
+
+
+async def test_a_result_tag_lost_and_made_anew_by_a_reader_refuses_older_loads(store):
+    """Invalidated, evicted, then made by somebody's load: its age must not look like innocence."""
+    found = await opened(store, log=True)
+    await invalidate(store, "tag:result")
+    await store.run(Drop((RESULT,)))
+    other = (KEY + "2", RESULT)
+    await store.run(Open(other, PLACES, pack_vacancy(), 60_000, 60_000))
+    assert not await fill(store, ticket_of(found), results=results_of(found))
+
+
+# Scanning and dropping
+
+
+async def test_a_scan_finds_entries_and_loads_in_flight_by_pattern(store):
+    await ticket_for(store)
+    found, cursor = [], 0
+    while True:
+        cursor, keys = await store.run(Scan("cache:default:f:*", cursor))
+        found += keys
+        if cursor == 0:
+            break
+    assert found == [KEY.encode()]
+
+
+async def test_a_fill_of_a_dropped_vacancy_is_refused(store):
+    ticket = await ticket_for(store)
+    assert await store.run(Drop((KEY,))) == 1
+    assert not await fill(store, ticket)
+    assert (await look(store)).verdict is Verdict.ABSENT
+
+
+async def test_a_batch_gives_what_each_operation_gives(store):
+    ticket = await ticket_for(store)
+    what = Fill(KEYS, PLACES, ticket.lineage, packed(ticket), 60_000, 60_000)
+    found, stored, again = await store.run(Batch((Look(KEYS), what, Look(KEYS, ttl=True))))
+    assert found.entry.startswith(pack_vacancy()[:2])
+    assert stored
+    assert again.left_ms > 0
+
+
+# Leases, which only separate processes need
+
+
+async def test_a_lease_is_held_against_others_under_the_same_ticket(server_store):
+    first = await opened(server_store, owner=b"A" * 16)
+    second = await opened(server_store, owner=b"B" * 16)
+    assert (first.leads, second.leads) == (True, False)
+    assert 0 < second.left_ms <= 60_000
+
+
+async def test_a_lease_under_older_tokens_is_nobodys(server_store):
+    await opened(server_store, owner=b"A" * 16)
+    await invalidate(server_store, "tag:a")
+    assert (await opened(server_store, owner=b"B" * 16)).leads
+
+
+async def test_a_fill_ends_the_lease_and_tells_those_who_wait(server_store):
+    first = await opened(server_store, owner=b"A" * 16)
+    second = await opened(server_store, owner=b"B" * 16)
+    assert await fill(server_store, ticket_of(first), owner=b"A" * 16)
+    told = await server_store.client.xread({PLACES.wakes: second.position})
+    assert told[0][1][0][1] == {b"key": KEY.encode()}
+    assert not await server_store.client.exists(PLACES.lease)
+
+
+async def test_nobody_is_told_when_nobody_waits(server_store):
+    first = await opened(server_store, owner=b"A" * 16)
+    await fill(server_store, ticket_of(first), owner=b"A" * 16)
+    assert not await server_store.client.exists(PLACES.wakes)
+
+
+async def test_a_lease_that_was_taken_over_is_not_ended_by_who_lost_it(server_store):
+    await opened(server_store, owner=b"A" * 16)
+    await server_store.client.delete(PLACES.lease)
+    await opened(server_store, owner=b"B" * 16)
+    await server_store.run(Release(KEY, PLACES, b"A" * 16))
+    assert await server_store.client.exists(PLACES.lease)
+    await server_store.run(Release(KEY, PLACES, b"B" * 16))
+    assert not await server_store.client.exists(PLACES.lease)
+
+
+async def test_an_owner_whose_name_ends_like_the_mark_of_a_wait_wakes_nobody(server_store):
+    first = await opened(server_store, owner=b"w" * 16)
+    await server_store.run(Release(KEY, PLACES, b"w" * 16))
+    assert ticket_of(first) is not None
+    assert not await server_store.client.exists(PLACES.wakes)

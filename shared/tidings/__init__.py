@@ -2,7 +2,6 @@
 
 from . import errors
 from .cache import Cache
-from .cached import CachedFunction
 from .default import (
     cached,
     configure,
@@ -15,12 +14,14 @@ from .default import (
     set_cache,
 )
 from .events import Envelope, Event
+from .functions import CachedFunction, CachedSyncFunction
 from .publisher import Receipt
 from .settings import Settings
 
 __all__ = [
     "Cache",
     "CachedFunction",
+    "CachedSyncFunction",
     "Envelope",
     "Event",
     "Receipt",

@@ -2,157 +2,225 @@
 
 A pool gives each command a connection of its own for as long as it is under way, and most of what a cached read costs
 is that: at 200 tasks 50 us of 53. One connection can carry all of them: commands are answered in the order in which
-they were sent, so that the next reply belongs to the oldest exchange. The connection is redis-py's own, with its TLS,
-authentication and protocol.
+they were sent, so that the next reply belongs to the one who has waited longest (`link`).
+
+What a tick sends is the commands of its exchanges, and behind them one MGET of all the keys that somebody reads:
+
+- An MGET that has not been sent yet may be shared. Whatever was acknowledged before a reader asked, the server had done
+  before the command was sent, so every value in the reply is from after the question of everybody who shares it.
+- One that is under way is never joined. The server may have answered it before an invalidation that has been
+  acknowledged since, and the one who joins would be handed a value from before it.
+- It goes last, so that whoever reads after a fill was sent finds it, in the same tick too.
 
 Deadlines are one timer for the connection, not one for each call, which would cost 2 to 4 us: replies come in order, so
-when the oldest exchange is overdue, those behind it wait in vain as well.
+when the oldest is overdue, those behind it wait in vain as well.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
-try:
-    from hiredis import pack_command as _pack_fast
-except ImportError:  # optional, as it is for redis-py
-    _pack: Callable[[Any], bytes] | None = None
-else:
-    _pack = _pack_fast
+from .link import Link, Waiter, pack
+
+Values = list[bytes | None]
+_Read = tuple[tuple[str, ...], "asyncio.Future[Values]"]
+
+#: Seconds without a command after which the server may have closed the connection: see `Multiplexer._soon`.
+_IDLE = 1.0
 
 
 class _Exchange:
     """Commands that went out together, and their replies so far. An error reply is a reply."""
 
-    __slots__ = ("expected", "future", "overdue_at", "replies")
+    __slots__ = ("_expected", "_explain", "_replies", "future", "overdue_at")
 
-    def __init__(self, expected: int, future: "asyncio.Future[list[Any]]", overdue_at: float) -> None:
-        self.expected = expected
+    def __init__(
+        self, expected: int, future: "asyncio.Future[list[Any]]", explain: Callable[[Exception], Exception]
+    ) -> None:
         self.future = future
-        self.overdue_at = overdue_at
-        self.replies: list[Any] = []
+        self.overdue_at = 0.0
+        self._expected = expected
+        self._explain = explain
+        self._replies: list[Any] = []
+
+    def take(self, reply: Any) -> None:
+        self._replies.append(reply)
+        if len(self._replies) == self._expected and not self.future.done():  # its caller may have gone
+            self.future.set_result(self._replies)
+
+    def fail(self, failure: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(self._explain(failure))
 
 
-class _Link:
-    """One connection's life: connecting, serving, lost. Never used again once lost."""
+class _Reads:
+    """One MGET, and everybody whose keys are in it."""
 
-    def __init__(self, connection: AbstractConnection, timeout: float) -> None:
+    __slots__ = ("_explain", "keys", "overdue_at", "reads")
+
+    def __init__(
+        self,
+        reads: list[_Read],
+        explain: Callable[[Exception], Exception],
+    ) -> None:
+        self.reads = reads
+        self.overdue_at = 0.0
+        self._explain = explain
+        #: Without duplicates, unless there is but one who asks, and gets the reply as it is.
+        self.keys: Iterable[str] = (
+            reads[0][0] if len(reads) == 1 else dict.fromkeys(chain.from_iterable([keys for keys, _ in reads]))
+        )
+
+    def take(self, reply: Any) -> None:
+        if not isinstance(reply, list):
+            self.fail(reply)
+        elif len(self.reads) == 1:
+            future = self.reads[0][1]
+            if not future.done():
+                future.set_result(reply)
+        else:
+            value = dict(zip(self.keys, reply, strict=True)).__getitem__
+            for keys, future in self.reads:
+                if not future.done():
+                    future.set_result(list(map(value, keys)))
+
+    def fail(self, failure: Exception) -> None:
+        for _, future in self.reads:
+            if not future.done():
+                future.set_exception(self._explain(failure))
+
+
+def _packable(reads: list[_Read]) -> list[_Read]:
+    """Fail those whose keys cannot be sent, and return the others, who must not fail with them."""
+    fit: list[_Read] = []
+    for keys, future in reads:
+        try:
+            pack(keys)
+        except ValueError as error:
+            if not future.done():
+                future.set_exception(error)
+        else:
+            fit.append((keys, future))
+    return fit
+
+
+def _as_it_is(failure: Exception) -> Exception:
+    return failure
+
+
+class Multiplexer:
+    """Exchanges and reads with one server, from one event loop, over one link that is made at first use and when lost.
+
+    A lost connection, or one on which an answer takes longer than `timeout` seconds, fails what is under way with what
+    `explain` makes of redis-py's error or the TimeoutError, and nothing else: what has not been sent goes out on the
+    next connection. Cancelling a caller leaves the connection and the others alone.
+    """
+
+    def __init__(
+        self,
+        connection: Callable[[], AbstractConnection],
+        timeout: float,
+        explain: Callable[[Exception], Exception] = _as_it_is,
+    ) -> None:
         self._connection = connection
         self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Exchange] = deque()
-        self._unsent: list[bytes] = []
-        self._write: Callable[[list[bytes]], None] | None = None
-        self._flushing = False
-        self._watch: asyncio.TimerHandle | None = None
-        self.lost = False
-        self.task = asyncio.create_task(self._serve())
+        self._explain = explain
+        self._link: Link | None = None
+        self._commands: list[bytes] = []
+        self._exchanges: list[Waiter] = []
+        self._reads: list[_Read] = []
+        #: there is something to send, and a flush will come: at the end of the tick, or when the link is writable
+        self._due = False
 
     def exchange(self, commands: Sequence[Sequence[Any]]) -> "asyncio.Future[list[Any]]":
-        """Send commands with whatever else this tick sends; the future gets one reply for each.
+        """Send commands with whatever else this tick sends; the future gets one reply for each, errors among them.
 
         Raises what packing raises, and then nothing is sent and nothing waits: an exchange that waited for a reply to
         what was never sent would take the next one's, and everybody behind it somebody else's.
         """
-        packed: list[bytes] = []
-        for command in commands:
-            packed.extend((_pack(command),) if _pack is not None else self._connection.pack_command(*command))
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
-        self._unsent.extend(packed)
-        self._waiting.append(_Exchange(len(commands), future, self._loop.time() + self._timeout))
-        if not self._flushing and self._write is not None:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._timeout, self._check_overdue)
+        packed = [pack(command) for command in commands]
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._commands += packed
+        self._exchanges += [_Exchange(len(packed), future, self._explain)] * len(packed)
+        if not self._due:
+            self._soon()
         return future
 
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._write is not None and self._unsent:
-            self._write(self._unsent)
-            self._unsent = []
+    def read(self, keys: tuple[str, ...]) -> "asyncio.Future[Values]":
+        """Read strings in this tick's MGET; the future gets one value for each key, None for what is not there."""
+        future: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
+        self._reads.append((keys, future))
+        if not self._due:
+            self._soon()
+        return future
 
-    async def _serve(self) -> None:
-        """Connect, then hand each reply to the oldest exchange, until the connection ends or this is cancelled.
+    def _soon(self) -> None:
+        """Flush when this tick is over, or when the link is open.
 
-        It reads when nothing is awaited too: so a connection that the server closes is noticed before it is used.
+        That a server has closed an idle connection shows when the event loop looks at its sockets, and a loop that was
+        held up, or a process that was suspended, has not looked yet: after a pause it looks once before it sends.
         """
-        failure: BaseException = RedisConnectionError("the connection was closed")
-        try:
-            await self._connection.connect()
-            # redis-py's public way to write is a coroutine; a tick's write must not wait for its turn.
-            self._write = self._connection._writer.writelines  # type: ignore[union-attr]  # noqa: SLF001
-            self._flush()
-            while True:
-                try:
-                    reply = await self._connection.read_response()
-                except ResponseError as error:
-                    reply = error
-                self._receive(reply)
-        except (RedisError, OSError, EOFError) as error:
-            failure = error
-        finally:
-            self._lose(failure)
-            await self._connection.disconnect(nowait=True)
+        self._due = True
+        link = self._link
+        if link is None or link.lost:
+            self._connect()
+        elif link.writable:
+            call_soon = link.loop.call_soon
+            if not link.waiting and link.loop.time() - link.used_at > _IDLE:
+                call_soon(call_soon, self._flush)
+            else:
+                call_soon(self._flush)
 
-    def _receive(self, reply: Any) -> None:
-        if not self._waiting:
-            raise RedisConnectionError("a reply that nobody asked for")
-        exchange = self._waiting[0]
-        exchange.replies.append(reply)
-        if len(exchange.replies) == exchange.expected:
-            self._waiting.popleft()
-            if not exchange.future.done():  # its caller may have gone; the reply had to be read all the same
-                exchange.future.set_result(exchange.replies)
+    def _connect(self) -> None:
+        self._link = Link(self._connection(), self._timeout, self._flush, self._lost)
 
-    def _check_overdue(self) -> None:
-        now = self._loop.time()
-        if not self._waiting:
-            self._watch = None
-        elif self._waiting[0].overdue_at <= now:
-            self._lose(TimeoutError(f"no answer in {self._timeout:g} s"))
-            self.task.cancel()
-        else:
-            self._watch = self._loop.call_later(self._waiting[0].overdue_at - now, self._check_overdue)
+    def _flush(self) -> None:
+        link = self._link
+        if link is None or link.lost:
+            if self._due:
+                self._connect()
+            return
+        if not link.writable:
+            return
+        self._due = False
+        waiters, commands, reads = self._exchanges, self._commands, self._reads
+        if reads:
+            self._reads = []
+            batch = _Reads(reads, self._explain)
+            try:
+                command = pack(("MGET", *batch.keys))
+            except ValueError:  # a lone surrogate in somebody's key
+                batch = _Reads(_packable(reads), self._explain)
+                command = pack(("MGET", *batch.keys)) if batch.reads else b""
+            if command:
+                waiters.append(batch)
+                commands.append(command)
+        if waiters:
+            self._exchanges, self._commands = [], []
+            link.send(b"".join(commands), waiters)
 
-    def _lose(self, failure: BaseException) -> None:
-        self.lost = True
-        self._write = None
-        if self._watch is not None:
-            self._watch.cancel()
-        while self._waiting:
-            exchange = self._waiting.popleft()
-            if not exchange.future.done():
-                exchange.future.set_exception(failure)
+    def _lost(self, failure: Exception, again: bool) -> None:
+        if not again:
+            self._give_up(failure)
+        elif self._due:
+            asyncio.get_running_loop().call_soon(self._flush)
 
-
-class Multiplexer:
-    """Exchanges with one server, from one event loop, over one connection that is made at first use and when lost.
-
-    A lost connection, or one on which an answer takes longer than `timeout` seconds, fails the exchanges that are under
-    way with redis-py's errors or TimeoutError, and no others. Cancelling a caller leaves the connection alone.
-    """
-
-    def __init__(self, connection: Callable[[], AbstractConnection], timeout: float) -> None:
-        self._connection = connection
-        self._timeout = timeout
-        self._link: _Link | None = None
-
-    def exchange(self, commands: Sequence[Sequence[Any]]) -> "asyncio.Future[list[Any]]":
-        """Send commands; the future gets one reply for each, an error reply as an exception among them."""
-        if self._link is None or self._link.lost:
-            self._link = _Link(self._connection(), self._timeout)
-        return self._link.exchange(commands)
+    def _give_up(self, failure: Exception) -> None:
+        waiters, reads = self._exchanges, self._reads
+        self._exchanges, self._commands, self._reads, self._due = [], [], [], False
+        for waiter in waiters:
+            waiter.fail(failure)
+        if reads:
+            _Reads(reads, self._explain).fail(failure)
 
     async def aclose(self) -> None:
         """Close the connection; what is under way fails."""
         if self._link is not None:
-            self._link.task.cancel()
-            await asyncio.wait({self._link.task})
-            self._link = None
+            link, self._link = self._link, None
+            link.task.cancel()
+            await asyncio.wait({link.task})
+            self._give_up(RedisConnectionError("the connection was closed"))

@@ -2,76 +2,44 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import lru_cache
-from typing import Any, Self, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from pydantic import SecretStr, ValidationError
-
-from .cached import Decorator, Seconds, Tags, decorate, milliseconds, return_annotation
-from .codec import UNTYPED, Codec
-from .errors import ConfigurationError, InvalidationError, PublishError, UnavailableError
+from .bulk import LeftOutError, peek_many, read_many
+from .cached import CachedOptions, Decorator, decorate
+from .errors import InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
-from .invalidation import direct, invalidation
-from .keys import Keyspace, check_namespace
-from .memory import Memory, MemoryStore, SyncMemoryStore
+from .invalidation import by_pattern, direct, invalidation
+from .keys import check_namespace
+from .memory import MemoryStore
+from .naming import Many, codec_of, named, untyped
 from .operations import Append, Ping
+from .policy import Seconds, TtlWord
 from .publisher import Receipt
-from .reader import Call, Reader
-from .settings import GivenSettings, Settings, describe, redact
-from .store import RedisStore, SyncRedisStore
+from .reader import Reader
+from .seen import NOTHING, AwayError
+from .settings import CacheOptions, GivenSettings, Settings
+from .shared import Shared
+from .store import AsyncStore, RedisStore
 from .sync import SyncCache
-from .telemetry import Telemetry
+from .targets import Call, Request, Target
 
 T = TypeVar("T")
-
-_untyped: Codec[Any] = Codec(UNTYPED, "cache.set")
 
 
 class Cache:
     """A cache on one Redis server, or in this process for ``memory://``.
 
     Reads fail open: when Redis is away they load, and say so once. Invalidating and publishing raise. May be used from
-    several event loops and threads; `aclose` releases what the current event loop holds.
+    several event loops and threads, and after a fork; `aclose` releases what the current event loop holds.
 
-    `url` is redis://, rediss://, unix:// or memory://; `prefix` starts every key; `version` is part of entry keys only;
-    `default_ttl` and `token_ttl` are seconds that entries and unused tokens live; `vacancy_ttl` is how many seconds a
-    load may take and still be stored; a value of more than `max_value_bytes` is served but not cached; Redis has
-    `operation_timeout` seconds for one operation; `group` is the workers' consumer group, and `source` the CloudEvents
-    source of what is published here. Raises ConfigurationError, which lists every problem.
+    `url` is redis://, rediss://, unix://, redis+sentinel:// or memory://; the options are those of `CacheOptions`, each
+    explained in `Settings`. Raises ConfigurationError, which lists every problem.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        prefix: str = "",
-        version: str = "",
-        default_ttl: float = 3600,
-        token_ttl: float = 7 * 86_400,
-        vacancy_ttl: float = 600,
-        max_value_bytes: int = 4 * 1024 * 1024,
-        operation_timeout: float = 2.0,
-        group: str = "tidings",
-        source: str = "/tidings",
-    ) -> None:
-        try:
-            settings = GivenSettings(
-                url=SecretStr(url),
-                prefix=prefix,
-                version=version,
-                default_ttl=default_ttl,
-                token_ttl=token_ttl,
-                vacancy_ttl=vacancy_ttl,
-                max_value_bytes=max_value_bytes,
-                operation_timeout=operation_timeout,
-                group=group,
-                source=source,
-            )
-        except ValidationError as error:
-            raise ConfigurationError(describe(error, "")) from None
-        self._set_up(settings)
+    def __init__(self, url: str, **options: Unpack[CacheOptions]) -> None:
+        self._set_up(GivenSettings.of(url, options))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -81,39 +49,32 @@ class Cache:
         return cache
 
     def _set_up(self, settings: Settings) -> None:
-        url = settings.url.get_secret_value() if settings.url is not None else "memory://"
         self.settings = settings
-        self.keys = Keyspace(settings.prefix, settings.version)
-        self.telemetry = Telemetry(server=redact(url))
-        self._memory = Memory() if url.startswith("memory://") else None
-        store = SyncRedisStore.connect(settings) if self._memory is None else SyncMemoryStore(self._memory)
+        self._shared = shared = Shared(settings)
+        self.keys = shared.keys
+        self.telemetry = shared.telemetry
+        self.tier = shared.tier
         #: The same, blocking, for threads and scripts without an event loop.
-        self.sync = SyncCache(store, settings, self.keys)
+        self.sync = SyncCache(shared)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
+        self._last: tuple[asyncio.AbstractEventLoop, Reader] | None = None
 
     # The read side
 
-    def cached(
-        self,
-        *,
-        namespace: str = "default",
-        ttl: Seconds | None = None,
-        key: str | None = None,
-        tags: Tags = (),
-    ) -> Decorator:
-        """Keep an ``async def`` function's results in this cache; see `tidings.cached`."""
-        return decorate(lambda: self, namespace, ttl, key, tags)
+    def cached(self, **options: Unpack[CachedOptions]) -> Decorator:
+        """Keep a function's results in this cache; see `tidings.cached`."""
+        return decorate(lambda: self, **options)
 
     async def get(self, key: str, *, namespace: str = "default", default: Any = None) -> Any:
         """Return what `set` or `get_or_set` stored under `key`, or `default`. Fails open: Redis away is a miss."""
-        return await self.reader().peek(Call(key, namespace, key, (), None), _untyped, default)
+        return await self.reader().peek(self._named(key, namespace), default)
 
     async def set(
         self,
         key: str,
         value: Any,
         *,
-        ttl: Seconds | None = None,
+        ttl: Seconds | TtlWord | None = None,
         tags: Iterable[str] = (),
         namespace: str = "default",
     ) -> None:
@@ -122,14 +83,14 @@ class Cache:
         Valid until an invalidation of the namespace or of a tag that comes after this call began. Raises EncodeError
         for a value that would not come back as it was, UnavailableError when Redis does not take it.
         """
-        await self.reader().put(_call(key, namespace, ttl, tags), value, _untyped)
+        await self.reader().put([self._named(key, namespace, ttl, tags)], [value])
 
     async def get_or_set(
         self,
         key: str,
         func: Callable[[], Awaitable[T]],
         *,
-        ttl: Seconds | None = None,
+        ttl: Seconds | TtlWord | None = None,
         tags: Iterable[str] = (),
         namespace: str = "default",
     ) -> T:
@@ -137,11 +98,75 @@ class Cache:
 
         The type is `func`'s return annotation; a function without one must return JSON types.
         """
-        return await self.reader().read(_call(key, namespace, ttl, tags), func, _codec_of(func))
+        wanted = self.target(named(key, namespace, ttl, tags))
+        value: T = await self.reader().read(Request(wanted, func, codec_of(func)))
+        return value
 
     async def delete(self, key: str, *, namespace: str = "default") -> bool:
         """Invalidate the entry under `key`; return whether there was a value. Raises InvalidationError."""
         return bool(await self._invalidate({}, [self.keys.entry(check_namespace(namespace), key)]))
+
+    # Many at once
+
+    async def get_many(self, keys: Iterable[str], *, namespace: str = "default", default: Any = None) -> dict[str, Any]:
+        """Return the value of every key, `default` for those that are not there; see `get`. One exchange, or two."""
+        many = Many.of(keys)
+        requests = [self._named(key, namespace) for key in many.keys]
+        reader = self.reader()
+        if requests and reader.breaker.closed:
+            try:
+                return many.named(await reader.drive(peek_many(reader.reading, requests, default)))
+            except AwayError:
+                pass
+        return dict.fromkeys(many.keys, default)
+
+    async def set_many(
+        self,
+        values: Mapping[str, Any],
+        *,
+        ttl: Seconds | TtlWord | None = None,
+        tags: Iterable[str] = (),
+        namespace: str = "default",
+    ) -> None:
+        """Store every value under its key; see `set`. Not all or nothing: what raises may have stored some."""
+        requests = [self._named(key, namespace, ttl, tags) for key in values]
+        if requests:
+            await self.reader().put(requests, list(values.values()))
+
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        func: Callable[[list[str]], Awaitable[Mapping[str, T]]],
+        *,
+        ttl: Seconds | TtlWord | None = None,
+        tags: Iterable[str] | Callable[[str], Iterable[str]] = (),
+        namespace: str = "default",
+    ) -> dict[str, T]:
+        """Return the values under the keys; what is missing is loaded by one `await func(missing)` and kept.
+
+        `func` returns a mapping of keys to values; its annotation, ``-> dict[str, User]``, says what the values are. A
+        key that it leaves out is left out of the result, and not kept. `tags` are the same for all, or a callable of
+        the key. The promises are those of `cached`; a key that another process is loading is waited for, not loaded.
+        """
+        many, reader = Many.of(keys), self.reader()
+
+        async def load(indices: Sequence[int]) -> dict[int, T]:
+            return many.indexed(await func([many.keys[index] for index in indices]), indices)
+
+        async def load_one(index: int) -> T:
+            loaded = await load([index])
+            if index not in loaded:
+                raise LeftOutError
+            return loaded[index]
+
+        requests = many.requests(self.target, load_one, func, namespace=namespace, ttl=ttl, tags=tags)
+        if requests and reader.breaker.closed:
+            try:
+                return many.named(await reader.drive(read_many(reader.reading, requests, load)))
+            except AwayError:
+                pass
+        loaded = await load(range(len(requests))) if requests else {}
+        return many.named([loaded.get(index, NOTHING) for index in range(len(requests))])
 
     # Invalidation
 
@@ -165,6 +190,19 @@ class Cache:
         """Invalidate every entry of this prefix, and nothing that is not an entry; see `invalidate`."""
         await self.invalidate_tokens(direct("invalidate_all", everything=True))
 
+    async def invalidate_pattern(self, glob: str, *, namespace: str | None = "default") -> None:
+        """Invalidate the entries of a namespace (None: of each) whose rest of the key matches, as Redis's SCAN does.
+
+        That is the key of `set` and `get_or_set`, and ``{function}:…`` of cached functions. It walks through all keys
+        of the server, in steps; prefer tags. The promise is that of `invalidate`.
+        """
+        reader = self.reader()
+        try:
+            told = await reader.drive(by_pattern(self.keys, self.settings, glob, namespace))
+        except UnavailableError as error:
+            raise InvalidationError(str(error)) from error
+        self._shared.invalidated(told)
+
     async def invalidate_call(self, call: Call) -> None:
         """Invalidate one cached function's entry; a load of it in flight will not be stored."""
         await self._invalidate({}, [self.key_of(call)])
@@ -179,10 +217,13 @@ class Cache:
             await self._invalidate(causes, [], events)
 
     async def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> int:
+        operation = invalidation(self.keys, self.settings, causes, entries, events=events)
         try:
-            return await self.reader().store.run(invalidation(self.keys, self.settings, causes, entries, events))
+            return await self.reader().ask(operation)
         except UnavailableError as error:
             raise InvalidationError(str(error)) from error
+        finally:  # whether it happened or not: what is held here may be wrong from now on
+            self._shared.invalidated(operation)
 
     # Events
 
@@ -194,29 +235,36 @@ class Cache:
         twice.
         """
         fields = to_fields(event, source=self.settings.source, subject=subject)
-        store = self.reader().store
+        reader = self.reader()
         try:
-            stream_id = await store.run(Append(self.keys.events, fields))
+            stream_id = await reader.ask(Append(self.keys.events, fields))
         except UnavailableError as error:
             raise PublishError(str(error)) from error
-        redis_store = store if isinstance(store, RedisStore) else None
+        redis_store = reader.store if isinstance(reader.store, RedisStore) else None
         return Receipt(stream_id, fields["id"], self.keys, self.settings.group, redis_store)
 
     # Lifetime
 
     async def health(self) -> dict[str, Any]:
-        """Say whether the server answers, in how many milliseconds, and why not. Never raises."""
-        started = time.perf_counter()
-        try:
-            await self.reader().store.run(Ping())
-        except UnavailableError as error:
-            return {"ok": False, "server": self.telemetry.server, "error": str(error)}
-        latency_ms = round((time.perf_counter() - started) * 1000, 3)
-        return {"ok": True, "server": self.telemetry.server, "latency_ms": latency_ms}
+        """Say whether the server answers, in how many milliseconds, and why not; and how the local tier is.
 
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Return this process's counters by namespace; see `telemetry.Counts`."""
+        Never raises for the server's sake.
+        """
+        started = time.perf_counter()
+        found: dict[str, Any] = {"ok": True, **self._shared.health()}
+        try:
+            await self.reader().ask(Ping())
+        except UnavailableError as error:
+            return {**found, "ok": False, "error": str(error)}
+        return {**found, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return this process's counters by namespace, and in each by function; see `telemetry.Counts`."""
         return self.telemetry.snapshot()
+
+    def reset_stats(self) -> None:
+        """Start this process's counters again at zero."""
+        self.telemetry.reset()
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
         """Wait for the loads in flight on this event loop, then close its connections, and those of `sync`.
@@ -228,10 +276,10 @@ class Cache:
         loop = asyncio.get_running_loop()
         if (reader := self._readers.get(loop)) is not None:
             # Still there for what the loads in flight read: another reader would be one that nobody closes.
-            await reader.flights.drain(drain_timeout)
+            await reader.aclose(drain_timeout)
             self._readers.pop(loop, None)
-            await reader.store.aclose()
-        self.sync.close()
+            self._last = None
+        await asyncio.to_thread(self.sync.close, drain_timeout=drain_timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -243,14 +291,26 @@ class Cache:
         """Return the key of a call's entry in Redis."""
         return self.keys.entry(call.namespace, call.name)
 
+    def target(self, call: Call) -> Target:
+        """Return where everything of a call is."""
+        return self._shared.target(call)
+
     def reader(self) -> Reader:
         """Return what reads and fills on the running event loop; made at its first use."""
         loop = asyncio.get_running_loop()
+        last = self._last
+        if last is not None and last[0] is loop:
+            return last[1]
         reader = self._readers.get(loop)
         if reader is None:
             self._forget_closed_loops()
-            store = RedisStore.connect(self.settings) if self._memory is None else MemoryStore(self._memory)
-            reader = self._readers[loop] = Reader(store, self.settings, self.keys, self.telemetry)
+            shared = self._shared
+            store: AsyncStore = (
+                RedisStore.connect(self.settings) if shared.memory is None else MemoryStore(shared.memory)
+            )
+            outage = None if shared.outage is None else Reader(MemoryStore(shared.outage), shared, main=False)
+            reader = self._readers[loop] = Reader(store, shared, outage=outage)
+        self._last = (loop, reader)
         return reader
 
     def _forget_closed_loops(self) -> None:
@@ -260,21 +320,7 @@ class Cache:
             if loop is not None and loop.is_closed():
                 self._readers.pop(loop, None)
 
-
-def _codec_of(func: Callable[[], Awaitable[T]]) -> Codec[T]:
-    annotation = return_annotation(func)
-    try:
-        return _codec_for(annotation)
-    except TypeError:  # an annotation that cannot be hashed
-        return Codec(annotation, "get_or_set")
-
-
-@lru_cache(maxsize=256)
-def _codec_for(annotation: Any) -> Codec[Any]:
-    return Codec(annotation, "get_or_set")
-
-
-def _call(key: str, namespace: str, ttl: Seconds | None, tags: Iterable[str]) -> Call:
-    if isinstance(tags, str):
-        raise ConfigurationError(f"{key}: tags is the string {tags!r}; write tags=[{tags!r}]")
-    return Call(key, namespace, key, tuple(tags), None if ttl is None else milliseconds(ttl, key))
+    def _named(
+        self, key: str, namespace: str, ttl: Seconds | TtlWord | None = None, tags: Iterable[str] = ()
+    ) -> Request:
+        return Request(self.target(named(key, namespace, ttl, tags)), None, untyped)

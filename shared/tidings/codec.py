@@ -9,12 +9,14 @@ silently changed: a NaN that JSON turned to null, a field that a model excludes,
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import count
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
@@ -26,9 +28,16 @@ T = TypeVar("T")
 
 JSON = b"J"
 TAGGED = b"T"
+_JSON_BYTE, _TAGGED_BYTE = JSON[0], TAGGED[0]
 
 #: The annotation of a function that has none: JSON types, nothing else.
 UNTYPED = object()
+
+#: Of two objects of one of these types, equal ones are the same value.
+_ATOMS = frozenset((str, int, bool, float, type(None), bytes, date, timedelta, UUID))
+
+#: What changed, where below the value that was compared, and how: ("int", ".user['id']", "came back as str").
+_Change = tuple[str, str, str]
 
 
 class Codec(Generic[T]):
@@ -48,6 +57,12 @@ class Codec(Generic[T]):
                 f"{where}: cannot cache a {annotation!r}: {reason} Return a pydantic model, a dataclass, "
                 "a container or a scalar instead"
             ) from None
+        # Past the adapter's own method, which costs a quarter of a small hit. An adapter that waits for a class to be
+        # defined has no validator yet, and makes one when its method is called.
+        ready = self._adapter.pydantic_complete
+        self._from_json: Callable[..., T] = (
+            self._adapter.validator.validate_json if ready else self._adapter.validate_json
+        )
 
     def encode(self, value: T) -> bytes:
         """Return bytes that `decode` turns into an equal value of equal types.
@@ -67,17 +82,21 @@ class Codec(Generic[T]):
         cure = "" if self._typed else "; annotate the return type, or return JSON types"
         raise EncodeError(f"{self._where}: the value would not come back as it was: {change}{cure}")
 
-    def decode(self, data: bytes) -> T:
-        """Raise DecodeError, and nothing else, for bytes that are not a value of the type."""
-        form, body = data[:1], data[1:]
+    def decode(self, data: bytes, start: int = 0) -> T:
+        """Return the value whose bytes begin at `start`, which spares a caller that holds a larger whole one copy.
+
+        Raises DecodeError, and nothing else, for bytes that are not a value of the type.
+        """
         try:
-            if form == JSON:
-                return self._adapter.validate_json(body, by_alias=False, by_name=True)
-            if form == TAGGED:
-                return self._adapter.validate_python(from_tagged(from_json(body)), by_alias=False, by_name=True)
+            form = data[start]
+            if form == _JSON_BYTE:
+                return self._from_json(data[start + 1 :], by_alias=False, by_name=True)
+            if form == _TAGGED_BYTE:
+                value = from_tagged(from_json(data[start + 1 :]))
+                return self._adapter.validate_python(value, by_alias=False, by_name=True)
         except Exception as error:  # a model's own validators run here, on bytes that anybody may have written
             raise DecodeError(f"{self._where}: not a cached value: {type(error).__name__}") from error
-        raise DecodeError(f"{self._where}: unknown form {form!r}")
+        raise DecodeError(f"{self._where}: unknown form {data[start : start + 1]!r}")
 
     def _try_json(self, value: T) -> tuple[bytes | None, str | None]:
         try:
@@ -116,46 +135,55 @@ def _refuse(value: Any) -> Any:
     raise EncodeError(f"a {type(value).__module__}.{type(value).__qualname__} has no JSON form")
 
 
-def first_change(before: Any, after: Any, place: str) -> str | None:  # noqa: PLR0911, PLR0912 one arm for each kind
+def first_change(before: Any, after: Any, place: str) -> str | None:
     """Say where `after` first differs from `before` in value or type, or return None. Places read ``$.user['id']``."""
+    change = _first_change(before, after)
+    return None if change is None else f"{change[0]} at {place}{change[1]} {change[2]}"
+
+
+def _first_change(before: Any, after: Any) -> _Change | None:  # noqa: PLR0911, PLR0912 one arm for each kind
+    """Compare two values, then their parts. The place is put together on the way back, if there is one to tell."""
     kind = type(before)
+    name = kind.__qualname__
+    form = "[{!r}]"
+    parts: Iterable[tuple[Any, Any, Any]]
     if kind is not type(after):
         if kind is int and type(after) is float and before == after:
             return None  # PEP 484: an int is accepted where a float is promised
-        return f"{kind.__qualname__} at {place} came back as {type(after).__qualname__}"
-    if isinstance(before, Mapping):
-        if list(before) != list(after) or any(type(a) is not type(b) for a, b in zip(before, after, strict=True)):
-            return f"the keys of the {kind.__qualname__} at {place} changed"
-        pairs = [(before[key], after[key], f"{place}[{key!r}]") for key in before]
-    elif isinstance(before, list | tuple):
-        if len(before) != len(after):
-            return f"the length of the {kind.__qualname__} at {place} changed"
-        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(before, after, strict=True))]
-    elif isinstance(before, BaseModel):
-        names = [*kind.model_fields, *(before.model_extra or {}), *(before.__pydantic_private__ or {})]
-        pairs = [(getattr(before, n), getattr(after, n, None), f"{place}.{n}") for n in names]
-    elif is_dataclass(before):
-        pairs = [(getattr(before, f.name), getattr(after, f.name, None), f"{place}.{f.name}") for f in fields(before)]
-    elif isinstance(before, datetime):
+        return name, "", f"came back as {type(after).__qualname__}"
+    if isinstance(before, datetime):
         same = before == after and before.utcoffset() == after.utcoffset() and before.fold == after.fold
-        return None if same else f"datetime at {place} changed"
+        return None if same else (name, "", "changed")
+    if isinstance(before, Decimal):
+        # By text: a signalling NaN raises when it is compared, and 1.0 is 1.00 and another value.
+        return None if str(before) == str(after) else (name, "", "changed")
+    if isinstance(before, Mapping):
+        if list(before) != list(after) or list(map(type, before)) != list(map(type, after)):
+            return f"the keys of the {name}", "", "changed"
+        parts = ((before[key], after[key], key) for key in before)
+    elif isinstance(before, list | tuple | deque):
+        if len(before) != len(after) or (isinstance(before, deque) and before.maxlen != after.maxlen):
+            return f"the length of the {name}", "", "changed"
+        parts = zip(before, after, count())
+    elif isinstance(before, BaseModel):
+        form = ".{}"
+        names = [*kind.model_fields, *(before.model_extra or {}), *(before.__pydantic_private__ or {})]
+        parts = ((getattr(before, n), getattr(after, n, None), n) for n in names)
+    elif is_dataclass(before):
+        form = ".{}"
+        parts = ((getattr(before, f.name), getattr(after, f.name, None), f.name) for f in fields(before))
     elif isinstance(before, set | frozenset):
         if before != after:
-            return f"the {kind.__qualname__} at {place} changed"
+            return f"the {name}", "", "changed"
         found = {item: item for item in after}
-        pairs = [(item, found[item], f"{place}{{{item!r}}}") for item in before]
-    elif isinstance(before, Decimal):
-        # By text: a signalling NaN raises when it is compared, and 1.0 is 1.00 and another value.
-        return None if str(before) == str(after) else f"Decimal at {place} changed"
-    elif isinstance(before, deque):
-        if len(before) != len(after) or before.maxlen != after.maxlen:
-            return f"the length of the deque at {place} changed"
-        pairs = [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(before, after, strict=True))]
+        form, parts = "{{{!r}}}", ((item, found[item], item) for item in before)
     else:
         # Two NaNs are unequal and the same value: an object that differs from itself is compared by its text.
         same = before == after if before == before else repr(before) == repr(after)  # noqa: PLR0124
-        return None if same else f"{kind.__qualname__} at {place} came back changed"
-    for a, b, inner in pairs:
-        if (change := first_change(a, b, inner)) is not None:
-            return change
+        return None if same else (name, "", "came back changed")
+    for a, b, step in parts:
+        if type(a) is type(b) and type(a) in _ATOMS and a == b:
+            continue
+        if (change := _first_change(a, b)) is not None:
+            return change[0], form.format(step) + change[1], change[2]
     return None

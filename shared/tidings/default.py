@@ -2,47 +2,25 @@
 
 import threading
 from collections.abc import Iterable
+from typing import Unpack
 
 from .cache import Cache
-from .cached import Decorator, Seconds, Tags, decorate
+from .cached import CachedOptions, Decorator, decorate
 from .events import Event
 from .publisher import Receipt
-from .settings import Settings
+from .settings import CacheOptions, Settings
 from .telemetry import log
 
 _lock = threading.Lock()
 _current: Cache | None = None
 
 
-def configure(
-    url: str,
-    *,
-    prefix: str = "",
-    version: str = "",
-    default_ttl: float = 3600,
-    token_ttl: float = 7 * 86_400,
-    vacancy_ttl: float = 600,
-    max_value_bytes: int = 4 * 1024 * 1024,
-    operation_timeout: float = 2.0,
-    group: str = "tidings",
-    source: str = "/tidings",
-) -> Cache:
+def configure(url: str, **options: Unpack[CacheOptions]) -> Cache:
     """Make a cache and make it the default; the options are those of `Cache`.
 
     The default before it stays open: closing it is up to whoever still uses it.
     """
-    cache = Cache(
-        url,
-        prefix=prefix,
-        version=version,
-        default_ttl=default_ttl,
-        token_ttl=token_ttl,
-        vacancy_ttl=vacancy_ttl,
-        max_value_bytes=max_value_bytes,
-        operation_timeout=operation_timeout,
-        group=group,
-        source=source,
-    )
+    cache = Cache(url, **options)
     set_cache(cache)
     return cache
 
@@ -68,26 +46,26 @@ def get_cache() -> Cache:
         return _current
 
 
-def cached(
-    *, namespace: str = "default", ttl: Seconds | None = None, key: str | None = None, tags: Tags = ()
-) -> Decorator:
-    """Keep an ``async def`` function's results until they expire or are invalidated.
+def cached(**options: Unpack[CachedOptions]) -> Decorator:
+    """Keep the results of an ``async def`` or plain function until they expire or are invalidated.
 
-    `namespace` is the group that `invalidate_namespace` names. `ttl` is seconds or a timedelta; None: the cache's
-    default. `key` is a template over the arguments, ``"{user_id}:profile"``; without one, a hash of all bound
-    arguments, so that positional, keyword and defaulted calls are one key; ``self`` and ``cls`` count only when the
-    template names them. `tags` are templates over the arguments, or a callable that is given every argument by name and
-    returns tags.
+    `namespace` is the group that `invalidate_namespace` names. `ttl` is seconds or a timedelta, or "short", "default",
+    "long" from the settings; None: the namespace's or the cache's default. `key` is a template over the arguments,
+    ``"{user_id}:profile"``; without one, a hash of all bound arguments, so that positional, keyword and defaulted calls
+    are one key; ``self`` and ``cls`` count only when the template names them. `tags` are templates over the arguments,
+    or a callable that is given every argument by name and returns tags; `result_tags` is a callable of the result. What
+    the other options mean is in `CachedOptions`.
 
     The return annotation says how results are kept: pydantic models, dataclasses, containers and scalars come back as
     what they were. A result is served until an invalidation of its namespace or of one of its tags is acknowledged,
-    never after. One load runs per key in a process; cancelling a caller cancels no load. The decorated function has
-    `.key`, `.refresh`, `.invalidate` and `.uncached`.
+    never after, unless `max_staleness` or `stale_if_error` permit it. One load runs per key, in this process and
+    across processes; cancelling a caller cancels no load. The decorated function has `.key`, `.refresh`, `.invalidate`
+    and `.uncached`.
 
-    Raises ConfigurationError, at decoration, for a generator, a plain ``def``, a template that names no argument, or an
-    annotation that cannot be kept.
+    Raises ConfigurationError, at decoration, for a generator, a template that names no argument, an annotation that
+    cannot be kept, or an option that is not what it should be.
     """
-    return decorate(get_cache, namespace, ttl, key, tags)
+    return decorate(get_cache, **options)
 
 
 async def publish(event: Event, *, subject: str | None = None) -> Receipt:

@@ -38,55 +38,65 @@ fill is refused:
     stored  =>  lineage now = lineage before the load  =>  the entry was not invalidated in between
 
 Two fills of one lineage may overwrite each other in either order: whichever stands, its own tokens decide whether it is
-served. The vacancy also makes a load in flight visible in the keyspace, so that a scan by pattern meets it.
+served.
+
+**Patterns.** A scan finds keys, and a load that has stored nothing yet would have none: its fill would come after the
+scan has passed. But a load leaves a vacancy before it starts, so its key is there from before the call on. Either the
+scan meets it (SCAN returns every key that exists from its beginning to its end) and deletes it, or it went before; in
+both cases the lineage is gone and the fill is refused. What begins to load after the call began is not the call's
+business.
+
+**Result tags** are known only after the load, so their tokens cannot have been read before it. Instead the server's
+time is: every token carries the server's time at which it was made, and
+
+    1. reader    opens: notes the server's time t and the last id of the invalidation log, then loads
+    2. writer    commits, invalidates the tag: its token is made anew at t' >= t
+    3. reader    fills, naming the tag
+
+In step 3 the server, in one script with storing the value, refuses it when the token was made at t or later. A token
+that is missing might have been invalidated and then evicted: the value is refused as well, unless the log's last id
+is still the one of step 1, which proves that nothing at all was invalidated since. The token is made for the next
+load.
+
+    stored  =>  nothing logged since t, or each result tag's token is older than t
+            =>  no invalidation of the tag between t (before the load) and now  =>  the header may name today's tokens
 
 **Sharing.** Somebody who starts after an acknowledgement must not be handed a load that began before it. Loads in
 flight are therefore keyed by entry, lineage and tokens (`Ticket`): a reader joins only a load that began under what it
-has itself just read.
+has itself just read. A lease across processes carries the same ticket, so a reader of newer tokens does not wait for
+it, and whoever waited looks at entry and tokens again, as any other reader.
+
+**Age.** How long an invalidated value has been wrong is the time since the *first* invalidation after its load. A token
+names the value before it, so if just one invalidation came in between, that is known exactly; otherwise it is at most
+the time since the load began, which the header has. Both are the server's own times.
 """
 
-import json
-import secrets
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-#: Characters of a token's or lineage's unique part: 96 random bits as URL-safe base64.
-UNIQUE_LENGTH = 16
-
-# The first byte of an entry is the version of this layout:
-#
-#   kind (2 bytes) lineage (16) | number of tokens (1) tokens (16 each) | length of facts (4) facts (JSON) | payload
-#
-# Facts are for people and for `Cache.get`; a hit skips them unread.
-_ENTRY = b"\x01e"
-_VACANT = b"\x01v"
-
-#: Where the lineage stands in an entry's bytes; the fill script compares just these.
-LINEAGE_START, LINEAGE_END = 2, 2 + UNIQUE_LENGTH
-_COUNT = struct.Struct(">B")
-_LENGTH = struct.Struct(">I")
-_TOKENS_START = LINEAGE_END + _COUNT.size
-
-#: A header counts its tokens in one byte; two are taken by "everything" and the namespace.
-MAX_TAGS = 253
-
-
-def unique() -> bytes:
-    """Return a value that has not been used before and will not be again: 96 random bits."""
-    return secrets.token_urlsafe(12).encode("ascii")
-
-
-def token_value(cause: str) -> bytes:
-    """Return a token's bytes: the unique part, then why it was made, which readers ignore and people ask for."""
-    return unique() + b" " + cause.encode("utf-8", "surrogatepass")
+from .layout import (
+    BORN_LENGTH,
+    ENTRY,
+    KEPT,
+    LINEAGE_END,
+    LINEAGE_START,
+    TOKENS_START,
+    UNIQUE_LENGTH,
+    VACANT,
+    Born,
+    Token,
+    born_and_payload,
+    header_tokens,
+)
 
 
 class Verdict(Enum):
     """What the bytes under an entry's key are, given the tokens read with them."""
 
     FRESH = "fresh"
+    #: valid by its tokens, and kept beyond its ttl
+    EXPIRED = "expired"
     INVALIDATED = "invalidated"
     VACANT = "vacant"
     ABSENT = "absent"
@@ -103,77 +113,72 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One read, judged. `ticket` is None when something has to be made first: a vacancy, or the tokens in `missing`."""
+    """One read, judged. `ticket` is None when something has to be made first: a vacancy, or the tokens in `missing`.
+
+    `payload` and `born` are there unless there is no value; `superseded_us` is the server time at which an invalidated
+    value became wrong, if that is known exactly.
+    """
 
     verdict: Verdict
-    payload: bytes | None
     ticket: Ticket | None
     missing: tuple[int, ...]
+    payload: bytes | None = None
+    born: Born | None = None
+    superseded_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What an entry says of itself beyond what the fence needs: its tags, milliseconds to load, and who loaded it."""
+def hit(entry: bytes | None, tokens: Sequence[bytes | None]) -> bytes | None:
+    """Return the payload of a fresh entry without grace, or None: everything else is for `judge` to tell apart.
 
-    tags: tuple[str, ...]
-    load_ms: float
-    by: str
-
-
-def pack_entry(ticket: Ticket, facts: Facts, payload: bytes) -> bytes:
-    """Return the bytes to store for a value loaded under this ticket."""
-    text = json.dumps({"tags": facts.tags, "load_ms": facts.load_ms, "by": facts.by}, separators=(",", ":")).encode()
-    count, length = _COUNT.pack(len(ticket.tokens)), _LENGTH.pack(len(text))
-    return b"".join((_ENTRY, ticket.lineage, count, *ticket.tokens, length, text, payload))
-
-
-def pack_vacancy() -> bytes:
-    """Return the bytes that start a new lineage: a reader's claim on nothing, or an invalidated entry's tombstone."""
-    return _VACANT + unique()
+    The same decision as `judge` makes, for the one case that has to be fast.
+    """
+    if entry is None or entry[:LINEAGE_START] != ENTRY:
+        return None
+    count = len(tokens)
+    end = TOKENS_START + UNIQUE_LENGTH * count
+    try:
+        current = b"".join([token[:UNIQUE_LENGTH] for token in tokens])  # type: ignore[index]
+    except TypeError:  # a token is missing
+        return None
+    if entry[TOKENS_START:end] != current or entry[LINEAGE_END] != count or len(current) != UNIQUE_LENGTH * count:
+        return None
+    start = end + BORN_LENGTH
+    return entry[start + int.from_bytes(entry[start - 4 : start], "big") :]
 
 
-def judge(key: str, entry: bytes | None, tokens: Sequence[bytes | None]) -> Sighting:
+def judge(key: str, entry: bytes | None, tokens: Sequence[bytes | None], left_ms: int | None = None) -> Sighting:
     """Decide what one read of an entry and its tokens means. Never raises, whatever the bytes are.
 
-    `tokens` are in the order in which the entry's keys were named: everything, namespace, tags.
+    `tokens` are in the order in which the entry's keys were named: everything, namespace, tags. `left_ms` is how long
+    Redis still keeps the entry (None: not asked, and then a value that is kept beyond its ttl counts as expired).
     """
     seen = tuple(None if token is None or len(token) < UNIQUE_LENGTH else token[:UNIQUE_LENGTH] for token in tokens)
     missing = tuple(index for index, token in enumerate(seen) if token is None)
     kind = entry[:LINEAGE_START] if entry is not None and len(entry) >= LINEAGE_END else b""
-    if entry is None or kind not in {_ENTRY, _VACANT}:
-        return Sighting(Verdict.ABSENT, None, None, missing)
+    if entry is None or kind not in {ENTRY, KEPT, VACANT}:
+        return Sighting(Verdict.ABSENT, None, missing)
     lineage = entry[LINEAGE_START:LINEAGE_END]
     ticket = None if missing else Ticket(key, lineage, tuple(token for token in seen if token is not None))
-    if kind == _VACANT:
-        return Sighting(Verdict.VACANT, None, ticket, missing)
-    if ticket is not None:
-        start = _TOKENS_START + UNIQUE_LENGTH * len(seen)
-        if entry[LINEAGE_END:start] == _COUNT.pack(len(seen)) + b"".join(ticket.tokens):
-            _, payload = _split(entry, start)
-            return Sighting(Verdict.FRESH, payload, ticket, ())
-    return Sighting(Verdict.INVALIDATED, None, ticket, missing)
+    if kind == VACANT:
+        return Sighting(Verdict.VACANT, ticket, missing)
+    header = header_tokens(entry)
+    born, payload = born_and_payload(entry, len(header))
+    if ticket is not None and ticket.tokens == header:
+        over = born is not None and born.grace_ms > 0 and (left_ms is None or left_ms <= born.grace_ms)
+        return Sighting(Verdict.EXPIRED if over else Verdict.FRESH, ticket, (), payload, born)
+    return Sighting(Verdict.INVALIDATED, ticket, missing, payload, born, _superseded(header, tokens))
 
 
-def facts_of(entry: bytes | None) -> Facts | None:
-    """Return what an entry says of itself, valid or not; None for a vacancy, nothing or foreign bytes."""
-    if entry is None or entry[:LINEAGE_START] != _ENTRY or len(entry) < _TOKENS_START:
+def _superseded(header: tuple[bytes, ...], tokens: Sequence[bytes | None]) -> int | None:
+    """Return when the first of an entry's tokens was replaced, or None when a token's history does not reach back."""
+    if len(header) != len(tokens):
         return None
-    (count,) = _COUNT.unpack_from(entry, LINEAGE_END)
-    text, _ = _split(entry, _TOKENS_START + UNIQUE_LENGTH * count)
-    try:
-        fields = json.loads(text)
-        tags = tuple(fields["tags"])
-        facts = Facts(tags, float(fields["load_ms"]), str(fields["by"]))
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        return None
-    wrong = len(tags) > MAX_TAGS or not all(isinstance(tag, str) and tag for tag in tags)
-    return None if wrong else facts
-
-
-def _split(entry: bytes, start: int) -> tuple[bytes, bytes]:
-    """Return the facts and the payload, which a truncated entry leaves empty."""
-    if len(entry) < start + _LENGTH.size:
-        return b"", b""
-    (length,) = _LENGTH.unpack_from(entry, start)
-    end = start + _LENGTH.size + length
-    return entry[start + _LENGTH.size : end], entry[end:]
+    times: list[int] = []
+    for own, current in zip(header, tokens, strict=True):
+        if current is not None and current[:UNIQUE_LENGTH] == own:
+            continue
+        token = None if current is None else Token.unpack(current)
+        if token is None or token.before != own:
+            return None
+        times.append(token.made_us)
+    return min(times, default=None)

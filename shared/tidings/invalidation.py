@@ -5,13 +5,15 @@ a service does. It is kept in the token and in the invalidation log, which is wh
 answerable.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
 
 from .errors import ConfigurationError
-from .fence import pack_vacancy, unique
 from .keys import ALL, Keyspace, namespace_token, tag_token
-from .operations import Invalidate
+from .layout import pack_vacancy, unique
+from .operations import Drop, Invalidate, Scan
 from .settings import Settings
+from .steps import Ask
 from .telemetry import process_name
 
 
@@ -30,7 +32,13 @@ def direct(
 
 
 def invalidation(
-    keys: Keyspace, settings: Settings, causes: Mapping[str, str], entries: Iterable[str] = (), events: str = ""
+    keys: Keyspace,
+    settings: Settings,
+    causes: Mapping[str, str],
+    entries: Iterable[str] = (),
+    *,
+    events: str = "",
+    patterns: tuple[str, ...] = (),
 ) -> Invalidate:
     """Return the operation that gives the tokens in `causes` new values and the entries new lineages.
 
@@ -47,4 +55,24 @@ def invalidation(
         round(settings.vacancy_ttl * 1000),
         keys.applied,
         events,
+        patterns,
     )
+
+
+def by_pattern(keys: Keyspace, settings: Settings, glob: str, namespace: str | None) -> Generator[Ask, Any, Invalidate]:
+    """Delete every entry whose key matches, then say so in the log; gives what was said. See `fence`, "Patterns".
+
+    The log has the pattern and not the keys: a local tier may hold what Redis has evicted, which no scan finds. It is
+    told last, so that whoever looked up an entry before it was deleted here noted a position before this one.
+    """
+    pattern = keys.pattern(namespace, glob)
+    cursor = 0
+    while True:
+        cursor, found = yield Ask(Scan(pattern, cursor))
+        if found:
+            yield Ask(Drop(tuple(found)))
+        if cursor == 0:
+            break
+    told = invalidation(keys, settings, {}, patterns=(pattern,))
+    yield Ask(told)
+    return told

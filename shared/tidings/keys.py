@@ -11,10 +11,12 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import date
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -80,9 +82,25 @@ class Keyspace:
         version = f"{self.version}:" if self.version else ""
         return self._word(f"{version}cache:{namespace}:{name}")
 
+    def pattern(self, namespace: str | None, glob: str) -> str:
+        """Return the glob of entries' keys in a namespace (None: in every one) whose rest matches `glob`."""
+        check_text(glob, "a pattern")
+        version = f"{self.version}:" if self.version else ""
+        return self._word(f"{version}cache:{'*' if namespace is None else check_namespace(namespace)}:{glob}")
+
     def token(self, name: str) -> str:
         """Return the key of a token: ``token:all``, ``token:namespace:explorer``, ``token:tag:user:42``."""
         return self._word(f"token:{name}")
+
+    def lease(self, namespace: str, name: str) -> str:
+        """Return the key of the lease on loading an entry."""
+        version = f"{self.version}:" if self.version else ""
+        return self._word(f"lease:{version}{namespace}:{name}")
+
+    @property
+    def wakes(self) -> str:
+        """The stream in which the end of leases is told to those who wait."""
+        return self._word("lease:ended")
 
     @property
     def log(self) -> str:
@@ -148,8 +166,16 @@ class Signature:
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = list(inspect.signature(function).parameters.values())
         self.names = tuple(p.name for p in parameters)
-        self.bind: Callable[..., tuple[Any, ...]] = _compile_binder(function.__name__, parameters)
         self.is_method = bool(parameters) and parameters[0].name in {"self", "cls"}
+        self.bind = _compile_binder(function.__name__, parameters, self.names)
+        #: Like `bind`, but gives what a memo can go by, without ``self``: the values, and then their classes, because
+        #: 1, 1.0 and True are equal. None where arguments are gathered: what is inside would not be told apart.
+        self.identify: Callable[..., tuple[Any, ...]] | None = None
+        gathering = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        if not any(parameter.kind in gathering for parameter in parameters):
+            own = self.names[1:] if self.is_method else self.names
+            wanted = (*own, *(f"{name}.__class__" for name in own))
+            self.identify = _compile_binder(function.__name__, parameters, wanted)
         self.in_key = self.names[1:] if self.is_method else self.names
         self._parameters = parameters
         self.identity = qualified(function)
@@ -254,7 +280,22 @@ def _canonical_object(value: Any) -> Any:
     return {"!": [f"{kind.__module__}.{kind.__qualname__}", tagged]}
 
 
-def _compile_binder(name: str, parameters: list[inspect.Parameter]) -> Callable[..., tuple[Any, ...]]:
+def memorable(identity: tuple[Any, ...]) -> bool:
+    """Say whether equal identities (see `Signature.identify`) are equal arguments to every digit.
+
+    Not so for floats (0.0 and -0.0), for times (two moments of an autumn night), nor for containers, models and
+    anything with an equality of its own.
+    """
+    return all(kind in _EXACT for kind in identity[len(identity) // 2 :])
+
+
+_EXACT = frozenset((str, int, bool, bytes, date, UUID, type(None)))
+
+
+def _compile_binder(
+    name: str, parameters: list[inspect.Parameter], wanted: tuple[str, ...]
+) -> Callable[..., tuple[Any, ...]]:
+    """Return a function of the same signature that returns a tuple of these expressions over its parameters."""
     scope: dict[str, Any] = {}
     pieces: list[str] = []
     for position, parameter in enumerate(parameters):
@@ -276,7 +317,7 @@ def _compile_binder(name: str, parameters: list[inspect.Parameter]) -> Callable[
         pieces.append(f"{stars}{parameter.name}{default}")
     if parameters and parameters[-1].kind is inspect.Parameter.POSITIONAL_ONLY:
         pieces.append("/")
-    result = "".join(f"{parameter.name}, " for parameter in parameters)
+    result = "".join(f"{expression}, " for expression in wanted)
     word = name if name.isidentifier() else "function"
     # The source is made of the function's own parameter names, which Python has already accepted as identifiers.
     exec(f"def {word}({', '.join(pieces)}): return ({result})", scope)  # noqa: S102

@@ -2,37 +2,25 @@
 
 An operation is one exchange with the server. `store` sends it, from a coroutine or from a thread, and `memory` carries
 it out on a dict; both know nothing of the fence, and the fence knows nothing of them. On one server each is a single
-command. None needs its keys to change together: given to a script one by one, they give the same promises, which is how
-a cluster will have it.
+command, or several that are sent together.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import Any, Protocol, TypeVar
 
-from .fence import LINEAGE_END, LINEAGE_START, token_value
+from .layout import Packed, encode_cause, unique
+from .scripts import FILL, INVALIDATE, OPEN, PUT, RELEASE, Script
 
 #: Entries kept in the stream of applied events, about: a receipt that falls behind further asks after its event
 #: instead.
 APPLIED_LENGTH = 1000
 
+#: Keys that one step of a scan looks at, about.
+SCAN_COUNT = 500
+
 T_co = TypeVar("T_co", covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script, sent by its digest and, to a server that does not know it, once in full."""
-
-    text: str
-    digest: str
-
-    @classmethod
-    def of(cls, text: str) -> "Script":
-        """Make a script of its text."""
-        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
-
 
 Command = tuple[str | bytes | int | Script, ...]
 
@@ -51,98 +39,137 @@ class Operation(Protocol[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Read an entry and its tokens, together."""
+class Looked:
+    """What was read: the entry's bytes, the tokens', and what else was asked for."""
 
-    entry: str
-    tokens: tuple[str, ...]
+    entry: bytes | None
+    tokens: list[bytes | None]
+    #: milliseconds that Redis still keeps the entry; None: not asked, or no entry
+    left_ms: int | None = None
+    #: the server's time in microseconds; 0: not asked
+    now_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read an entry and its tokens, together; `keys` are the entry's and then the tokens'.
+
+    With `ttl` also how long the entry is kept, with `time` also the server's time. Both are asked before the entry is
+    read: a value that is replaced in between counts as older than it is, never as younger.
+    """
+
+    keys: tuple[str, ...]
+    ttl: bool = False
+    time: bool = False
 
     @property
     def commands(self) -> Sequence[Command]:
         """One MGET: atomic on one server, so that no invalidation can fall between entry and tokens."""
-        return (("MGET", self.entry, *self.tokens),)
+        commands: list[Command] = [("MGET", *self.keys)]
+        if self.ttl:
+            commands.insert(0, ("PTTL", self.keys[0]))
+        if self.time:
+            commands.insert(0, ("TIME",))
+        return commands
 
-    def parse(self, replies: Sequence[Any]) -> tuple[bytes | None, list[bytes | None]]:
-        """Return the entry's bytes and the tokens'."""
-        values = replies[0]
-        return values[0], values[1:]
+    def parse(self, replies: Sequence[Any]) -> Looked:
+        """Return what was read."""
+        entry, *tokens = replies[-1]
+        left_ms = int(replies[-2]) if self.ttl else -1
+        now_us = microseconds(replies[0]) if self.time else 0
+        return Looked(entry, tokens, left_ms if left_ms >= 0 else None, now_us)
 
 
-# A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
-# all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
-# is.
-_OPEN = Script.of(f"""
-local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
-local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
-if kind == '\\1e' or kind == '\\1v' then
-  if ARGV[4] == '1' then
-    redis.call('SETRANGE', KEYS[1], {LINEAGE_START}, string.sub(ARGV[1], {LINEAGE_START + 1}))
-    head = kind .. string.sub(ARGV[1], {LINEAGE_START + 1})
-  end
-  if kind == '\\1v' then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') end
-else
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-  head = ARGV[1]
-end
-local reply = {{head}}
-for i = 2, #KEYS do
-  local made = redis.call('SET', KEYS[i], ARGV[i + 3], 'NX', 'PX', ARGV[3])
-  if not made and redis.call('TYPE', KEYS[i]).ok ~= 'string' then
-    redis.call('SET', KEYS[i], ARGV[i + 3], 'PX', ARGV[3])
-  end
-  reply[i] = redis.call('GET', KEYS[i])
-end
-return reply
-""")
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to be the one process that loads, for `ms` milliseconds; `owner` is unique to whoever asks."""
+
+    owner: bytes
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `Open` found or made; `leads` is false when another process holds the lease for the same ticket."""
+
+    #: the entry's kind and lineage
+    head: bytes
+    tokens: list[bytes | None]
+    #: the server's time in microseconds, and the last id of the invalidation log where it was asked for
+    now_us: int
+    leads: bool = True
+    #: milliseconds that the other's lease has left, and the last id of the stream of wakes
+    left_ms: int = 0
+    position: str = "0-0"
+    logged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where an entry's lease is, where its end is told, and where the invalidation log is."""
+
+    lease: str
+    wakes: str
+    log: str
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
     """Before a load: make sure that the entry has a lineage and that every token exists, then read the tokens.
 
-    With `renew` the entry gets a new lineage, so that fills of older loads are refused; its value stays.
+    With `renew` the entry gets a new lineage, so that fills of older loads are refused; its value stays. With a `lease`
+    it is asked for, and free unless another process holds it under this lineage and these tokens. With `log` the last
+    id of the invalidation log is noted, for result tags.
     """
 
-    entry: str
+    keys: tuple[str, ...]
+    places: Places
     vacancy: bytes
     vacancy_ms: int
-    tokens: tuple[str, ...]
     token_ms: int
     renew: bool = False
+    lease: Lease | None = None
+    log: bool = False
 
     @property
     def commands(self) -> Sequence[Command]:
         """One script."""
-        fresh = [token_value("0 first use") for _ in self.tokens]
-        keys = (self.entry, *self.tokens)
-        arguments: Command = (self.vacancy, self.vacancy_ms, self.token_ms, int(self.renew), *fresh)
-        return ((_OPEN, len(keys), *keys, *arguments),)
+        keys = (*self.keys, self.places.lease, self.places.wakes, self.places.log)
+        owner, lease_ms = (b"", 0) if self.lease is None else (self.lease.owner, self.lease.ms)
+        fresh = [unique() for _ in self.keys[1:]]
+        options: Command = (int(self.renew), owner, lease_ms, int(self.log))
+        return ((OPEN, len(keys), *keys, self.vacancy, self.vacancy_ms, self.token_ms, *options, *fresh),)
 
-    def parse(self, replies: Sequence[Any]) -> tuple[bytes, list[bytes | None]]:
-        """Return the head of the entry (its kind and lineage) and the tokens."""
-        head, *tokens = replies[0]
-        return head, tokens
+    def parse(self, replies: Sequence[Any]) -> Opened:
+        """Return what there is now."""
+        head, tokens, now, leads, left_ms, position, logged = replies[0]
+        return Opened(head, tokens, int(now), bool(leads), max(0, left_ms), position.decode(), logged.decode())
 
 
-# A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
-_FILL = Script.of(f"""
-if redis.pcall('GETRANGE', KEYS[1], {LINEAGE_START}, {LINEAGE_END - 1}) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4], 'GT') end
-return 1
-""")
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Tags that the load has found, to be held against the server's time and log of before the load."""
+
+    tokens: tuple[str, ...] = ()
+    seen_us: int = 0
+    logged: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Store what was loaded, unless the entry's lineage is no longer the one seen before the load."""
+    """Store what was loaded, unless the entry's lineage is no longer the one seen before the load; end the lease.
 
-    entry: str
+    With `results` also unless one of those tags was invalidated since, or may have been; see `fence`.
+    """
+
+    keys: tuple[str, ...]
+    places: Places
     lineage: bytes
-    value: bytes
+    packed: Packed
     ttl_ms: int
-    tokens: tuple[str, ...]
     token_ms: int
+    owner: bytes = b""
+    results: Results = Results()
 
     @property
     def keep_ms(self) -> int:
@@ -152,37 +179,43 @@ class Fill:
     @property
     def commands(self) -> Sequence[Command]:
         """One script."""
-        keys = (self.entry, *self.tokens)
-        return ((_FILL, len(keys), *keys, self.lineage, self.value, self.ttl_ms, self.keep_ms),)
+        packed, results = self.packed, self.results
+        keys = (*self.keys, *results.tokens, self.places.lease, self.places.wakes, self.places.log)
+        times = (self.ttl_ms, self.keep_ms)
+        counts = (len(packed.tokens), len(results.tokens), results.seen_us, results.logged)
+        fresh = [unique() for _ in results.tokens]
+        arguments: Command = (
+            self.lineage,
+            packed.head,
+            packed.rest,
+            *times,
+            *counts,
+            self.owner,
+            *packed.tokens,
+            *fresh,
+        )
+        return ((FILL, len(keys), *keys, *arguments),)
 
     def parse(self, replies: Sequence[Any]) -> bool:
         """Return whether the value was stored."""
         return bool(replies[0])
 
 
-# Tokens and tombstones first, then the log, then the word to receipts: whoever hears of the invalidation finds it done.
-_INVALIDATE = Script.of("""
-local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
-local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
-local now = redis.call('TIME')
-local stamp = now[1] .. string.format('%06d', now[2])
-for i = 1, tokens do
-  redis.call('SET', KEYS[i], ARGV[value] .. ' ' .. stamp .. ' ' .. ARGV[value + 1], 'PX', ARGV[3])
-  value = value + 2
-end
-for i = tokens + 1, tokens + entries do
-  if redis.pcall('GETRANGE', KEYS[i], 0, 1) == '\\1e' then live = live + 1 end
-  redis.call('SET', KEYS[i], ARGV[value], 'PX', ARGV[4])
-  value = value + 1
-end
-if tokens + entries > 0 then
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  local previous = last[1] and last[1][1] or '0-0'
-  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6])
-end
-if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
-return live
-""")
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a lease without a fill: the load failed. Does nothing when it is somebody else's by now."""
+
+    entry: str
+    places: Places
+    owner: bytes
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One script."""
+        return ((RELEASE, 2, self.places.lease, self.places.wakes, self.owner, self.entry),)
+
+    def parse(self, replies: Sequence[Any]) -> None:
+        """Return nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +224,9 @@ class Invalidate:
 
     `causes` maps each token's name to why; `entries` maps entry keys to fresh vacancies; `token_key` and the log's key
     come from the keyspace. The log's entry is ``prev`` (the id before it, so that a gap shows) and ``what``, JSON:
-    ``{"tokens": {name: cause}, "entries": [key]}``. `events` are the ids of the stream entries that are applied by
-    this, in the form of `publisher.covers`; receipts hear of them in the stream `applied`.
+    ``{"tokens": {name: cause}, "entries": [key]}``, and ``"patterns": [glob]`` where a scan has been made. `events` are
+    the ids of the stream entries that are applied by this, in the form of `publisher.covers`; receipts hear of them in
+    the stream `applied`.
     """
 
     causes: Mapping[str, str]
@@ -205,41 +239,75 @@ class Invalidate:
     vacancy_ms: int
     applied: str
     events: str = ""
+    patterns: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
-        """The log entry's JSON."""
-        return json.dumps({"tokens": dict(self.causes), "entries": list(self.entries)}, separators=(",", ":"))
+        """The log entry's JSON; empty when there is nothing to tell."""
+        if not (self.causes or self.entries or self.patterns):
+            return ""
+        told: dict[str, Any] = {"tokens": dict(self.causes), "entries": list(self.entries)}
+        if self.patterns:
+            told["patterns"] = list(self.patterns)
+        return json.dumps(told, separators=(",", ":"))
 
     @property
     def commands(self) -> Sequence[Command]:
         """One script: on one server all of it happens at once."""
         keys = (*self.token_keys, *self.entries, self.log, self.applied)
-        pairs = (part for pair in zip(self.uniques, self.causes.values(), strict=True) for part in pair)
+        causes = map(encode_cause, self.causes.values())
+        pairs = (part for pair in zip(self.uniques, causes, strict=True) for part in pair)
         counts = (len(self.token_keys), len(self.entries), self.token_ms, self.vacancy_ms, self.log_length)
         word = (APPLIED_LENGTH, self.events)
-        return ((_INVALIDATE, len(keys), *keys, *counts, self.what, *word, *pairs, *self.entries.values()),)
+        return ((INVALIDATE, len(keys), *keys, *counts, self.what, *word, *pairs, *self.entries.values()),)
 
     def parse(self, replies: Sequence[Any]) -> int:
         """Return how many of `entries` held a value."""
         return int(replies[0])
 
 
-_PUT = Script.of("""
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[3], 'GT') end
-""")
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One step of a walk over the keys that match a glob."""
+
+    glob: str
+    cursor: int = 0
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One SCAN."""
+        return (("SCAN", self.cursor, "MATCH", self.glob, "COUNT", SCAN_COUNT),)
+
+    def parse(self, replies: Sequence[Any]) -> tuple[int, list[bytes]]:
+        """Return the next cursor, 0 at the end, and the keys."""
+        cursor, keys = replies[0]
+        return int(cursor), keys
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Delete entries, and with them their lineages: a load in flight for one of them will not be stored."""
+
+    keys: tuple[str | bytes, ...]
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One UNLINK: the memory is freed in the background."""
+        return (("UNLINK", *self.keys),)
+
+    def parse(self, replies: Sequence[Any]) -> int:
+        """Return how many there were."""
+        return int(replies[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
     """Store a value whatever is there, starting a new lineage: a load in flight must not overwrite it."""
 
-    entry: str
-    value: bytes
+    keys: tuple[str, ...]
+    packed: Packed
     ttl_ms: int
-    tokens: tuple[str, ...] = ()
-    token_ms: int = 0
+    token_ms: int
 
     @property
     def keep_ms(self) -> int:
@@ -249,8 +317,8 @@ class Put:
     @property
     def commands(self) -> Sequence[Command]:
         """One script."""
-        keys = (self.entry, *self.tokens)
-        return ((_PUT, len(keys), *keys, self.value, self.ttl_ms, self.keep_ms),)
+        arguments = (self.packed.header, self.packed.rest, self.ttl_ms, self.keep_ms)
+        return ((PUT, len(self.keys), *self.keys, *arguments),)
 
     def parse(self, replies: Sequence[Any]) -> None:
         """Return nothing; a refusal is an error reply."""
@@ -274,6 +342,23 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Several operations in one exchange; gives a list of what they return. An error of one is the error of all."""
+
+    operations: Sequence[Operation[Any]]
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """All of theirs, in order."""
+        return [command for operation in self.operations for command in operation.commands]
+
+    def parse(self, replies: Sequence[Any]) -> list[Any]:
+        """Return what each operation makes of its replies."""
+        rest = iter(replies)
+        return [operation.parse([next(rest) for _ in operation.commands]) for operation in self.operations]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Ask whether the server answers."""
 
@@ -284,3 +369,9 @@ class Ping:
 
     def parse(self, replies: Sequence[Any]) -> None:
         """Return nothing; silence and refusal are errors."""
+
+
+def microseconds(reply: Sequence[Any]) -> int:
+    """Read the reply of TIME."""
+    seconds, rest = reply
+    return int(seconds) * 1_000_000 + int(rest)

@@ -1,260 +1,209 @@
-"""The read side on one event loop: look, judge, open, load, fill.
+"""The driver of `reading` for one event loop.
 
-`Reader.read` is the life of one read. Entry and tokens are looked up in one command; when they are not fresh, what is
-missing is opened, the load for exactly what was seen is joined or started, and its result is filled under that.
-Whatever Redis fails to do, the caller gets a loaded value.
+async or threads: coroutines on the loop of whoever reads. What must not die with its caller (loads, fills, refreshes)
+are tasks that belong to the reader, which `drain` waits for.
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from .breaker import Breaker
 from .codec import Codec
-from .errors import ConfigurationError, DecodeError, UnavailableError
-from .fence import (
-    MAX_TAGS,
-    Facts,
-    Sighting,
-    Ticket,
-    Verdict,
-    facts_of,
-    judge,
-    pack_entry,
-    pack_vacancy,
-    unique,
-)
-from .keys import ALL, Keyspace, namespace_token, tag_token
-from .operations import Fill, Look, Open, Put
-from .settings import Settings
+from .errors import DecodeError, UnavailableError
+from .fence import hit
+from .filling import Filling, Stored
+from .operations import Looked, Open, Operation
+from .reading import Reading
+from .sealing import SEALED
+from .seen import AwayError
+from .shared import Shared
 from .singleflight import Flights
+from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import AsyncStore
-from .telemetry import Telemetry, process_name
+from .targets import Request, Target
+from .wakes import Wakes
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One thing to be read: what its entry is called, what it depends on, how long it lives."""
-
-    #: the function or key as messages name it
-    label: str
-    namespace: str
-    #: the entry's key after ``cache:{namespace}:``
-    name: str
-    tags: tuple[str, ...]
-    #: None: the cache's default
-    ttl_ms: int | None
-
-
-class Stored(Enum):
-    """What became of an entry that was to be in the cache."""
-
-    #: it was there already
-    FRESH = "fresh"
-    #: it was loaded and filled
-    STORED = "stored"
-    #: it was loaded, and invalidated meanwhile
-    REFUSED = "refused"
-    #: it was loaded, and is over the size limit
-    TOO_LARGE = "too large"
-    #: Redis did not answer, or keeps no tokens
-    UNAVAILABLE = "unavailable"
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A call's key, and its tokens in the order of every header: everything, namespace, tags."""
-
-    call: Call
-    key: str
-    tokens: tuple[str, ...]
-    tags: tuple[str, ...]
-
-
 class Reader:
-    """Reads and fills for one event loop; `store` and `flights` belong to it."""
+    """Reads and fills for one event loop; `store` and `flights` belong to it.
 
-    def __init__(self, store: AsyncStore, settings: Settings, keys: Keyspace, telemetry: Telemetry) -> None:
+    While Redis is away, `outage` serves, if there is one: a reader on memory, which is not the `main` one.
+    """
+
+    def __init__(self, store: AsyncStore, shared: Shared, *, outage: "Reader | None" = None, main: bool = True) -> None:
         self.store = store
         self.flights = Flights()
-        self._keys = keys
-        self._telemetry = telemetry
-        self._settings = settings
-        self._vacancy_ms = round(settings.vacancy_ttl * 1000)
-        self._token_ms = round(settings.token_ttl * 1000)
-        self._by = process_name()
+        self.outage = outage
+        self.breaker = shared.breaker if main else Breaker.never()
+        settings, sealer = shared.settings, shared.sealer
+        tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
+        filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
+        note = shared.note if main else _no_note
+        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights)
+        self._encrypts = sealer.encrypts
+        self._most_refreshes = settings.max_refreshes
+        self._admissions: dict[tuple[str, ...], asyncio.Task[Any]] = {}
+        self._behind: dict[str, asyncio.Task[Any]] = {}
+        blocking = getattr(store, "blocking", None)
+        self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout)
 
-    async def read(self, call: Call, load: Callable[[], Awaitable[T]], codec: Codec[T]) -> T:
-        """Return a value that no acknowledged invalidation has made wrong: cached, or loaded and then cached."""
-        entry = self._entry(call)
-        try:
-            sighting = await self._look(entry)
-            hit, value = self._served(entry, sighting, codec)
-            if hit:
-                return cast("T", value)
-            ticket = await self._admit(entry, sighting)
-        except UnavailableError as error:
-            self._telemetry.unavailable(call.namespace, error)
-            return await load()
-        if ticket is None:
-            return await load()
-        (loaded, payload, _), first = await self._fly(entry, ticket, load, codec, alone=False)
-        # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
-        try:
-            return loaded if first else codec.decode(payload)
-        except DecodeError:  # whoever started the load keeps another type under this key
-            return await load()
+    async def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
+        """Return the cached value of a plain target, or what was read, a Looked, for `read` to go on with.
 
-    async def refresh(self, call: Call, load: Callable[[], Awaitable[T]], codec: Codec[T]) -> T:
-        """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load.
-
-        It starts a new lineage, so that an older load that is still under way cannot undo it.
+        The shortest way to a hit there is: everything that is not one is left to `read`. Raises AwayError.
         """
-        entry = self._entry(call)
         try:
-            ticket = await self._open(entry, renew=True)
+            entry, *tokens = await self.store.read(wanted.keys, bulk=wanted.bulk)
         except UnavailableError as error:
-            self._telemetry.unavailable(call.namespace, error)
-            return await load()
-        if ticket is None:
-            return await load()
-        (loaded, _, _), _ = await self._fly(entry, ticket, load, codec, alone=True)
-        return loaded
-
-    async def ensure(
-        self, call: Call, load: Callable[[], Awaitable[T]], codec: Codec[T], *, renew: bool = False
-    ) -> Stored:
-        """Load and fill unless the entry is fresh, joining a load in flight as `read` does, and say what came of it.
-
-        With `renew`, load now and join nothing, as `refresh` does. Raises what the load raises.
-        """
-        entry = self._entry(call)
-        try:
-            if renew:
-                ticket = await self._open(entry, renew=True)
-            else:
-                sighting = await self._look(entry)
-                if self._served(entry, sighting, codec)[0]:
-                    return Stored.FRESH
-                ticket = await self._admit(entry, sighting)
-        except UnavailableError as error:
-            self._telemetry.unavailable(call.namespace, error)
-            return Stored.UNAVAILABLE
-        if ticket is None:
-            return Stored.UNAVAILABLE
-        (_, _, fill), _ = await self._fly(entry, ticket, load, codec, alone=renew)
-        return await asyncio.shield(fill)
-
-    async def peek(self, call: Call, codec: Codec[T], default: T) -> T:
-        """Return the entry's value, or `default` where there is none or Redis is away. Its own facts name its tags."""
-        entry = self._entry(call)
-        try:
-            raw, tokens = await self.store.run(Look(entry.key, entry.tokens))
-            facts = facts_of(raw)
-            if facts is not None and facts.tags:
-                entry = self._entry(call, facts.tags)
-                raw, tokens = await self.store.run(Look(entry.key, entry.tokens))
-        except UnavailableError as error:
-            self._telemetry.unavailable(call.namespace, error)
-            return default
-        hit, value = self._served(entry, judge(entry.key, raw, tokens), codec)
-        return value if hit else default
-
-    async def is_fresh(self, call: Call) -> bool:
-        """Say whether a read would be served from the cache now. Raises UnavailableError."""
-        return (await self._look(self._entry(call))).verdict is Verdict.FRESH
-
-    async def put(self, call: Call, value: T, codec: Codec[T]) -> None:
-        """Store a value under a new lineage. Raises EncodeError, and UnavailableError when Redis does not take it."""
-        entry = self._entry(call)
-        payload = codec.encode(value)
-        seen = (await self._look(entry)).ticket or await self._open(entry)
-        if seen is None:
-            raise UnavailableError("Redis drops tokens as soon as they are made: it is out of memory")
-        ticket = Ticket(entry.key, unique(), seen.tokens)
-        packed = pack_entry(ticket, Facts(entry.tags, 0.0, self._by), payload)
-        await self.store.run(Put(entry.key, packed, self._ttl_ms(call), entry.tokens, self._token_ms))
-
-    async def _look(self, entry: _Entry) -> Sighting:
-        raw, tokens = await self.store.run(Look(entry.key, entry.tokens))
-        return judge(entry.key, raw, tokens)
-
-    async def _admit(self, entry: _Entry, sighting: Sighting) -> Ticket | None:
-        """Return a ticket for what was seen, opening what is missing; see `_open`.
-
-        A vacancy may be about to expire, and a fill needs it: opening prolongs it.
-        """
-        known = None if sighting.verdict is Verdict.VACANT else sighting.ticket
-        return known or await self._open(entry)
-
-    async def _open(self, entry: _Entry, *, renew: bool = False) -> Ticket | None:
-        """Return a ticket to load under; None when Redis evicts tokens faster than they are read."""
-        opening = Open(entry.key, pack_vacancy(), self._vacancy_ms, entry.tokens, self._token_ms, renew)
-        head, tokens = await self.store.run(opening)
-        return judge(entry.key, head, tokens).ticket
-
-    def _served(self, entry: _Entry, sighting: Sighting, codec: Codec[T]) -> tuple[bool, Any]:
-        """Return (True, value) for a hit; count what it was otherwise."""
-        namespace = entry.call.namespace
-        if sighting.verdict is Verdict.FRESH and sighting.payload is not None:
+            wanted.counts.errors += 1
+            self.breaker.failed(error)
+            raise AwayError from error
+        payload = hit(entry, tokens)
+        if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
             try:
-                value = codec.decode(sighting.payload)
+                value = codec.decode(payload)
             except DecodeError:
-                self._telemetry.count(namespace, "undecodable")
-                return False, None
-            self._telemetry.count(namespace, "hits")
-            self._telemetry.available()
-            return True, value
-        self._telemetry.count(namespace, "invalidated" if sighting.verdict is Verdict.INVALIDATED else "misses")
-        return False, None
+                return Looked(entry, tokens)
+            counts = wanted.counts
+            counts.hits += 1
+            counts.bytes_read += len(payload)
+            self.reading.sample_age(wanted, entry or b"")
+            return value
+        return Looked(entry, tokens)
 
-    async def _fly(
-        self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T], *, alone: bool
-    ) -> tuple[tuple[T, bytes, asyncio.Task[Stored]], bool]:
-        """Join the load in flight for this ticket or start it; `alone`: start one that begins now and nobody joins."""
-        flight = (ticket, unique()) if alone else ticket
-        return await self.flights.join(flight, lambda: self._load_and_fill(entry, ticket, load, codec))
+    async def read(self, request: Request, looked: Looked | None = None) -> Any:
+        """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded."""
+        if self.breaker.closed:
+            try:
+                return await self.drive(self.reading.read(request, looked))
+            except AwayError:
+                pass
+        return await self.read_without(request)
 
-    async def _load_and_fill(
-        self, entry: _Entry, ticket: Ticket, load: Callable[[], Awaitable[T]], codec: Codec[T]
-    ) -> tuple[T, bytes, asyncio.Task[Stored]]:
-        """Return the value, its bytes, and the fill, which has been sent but for which no caller needs to wait.
+    async def read_without(self, request: Request) -> Any:
+        """Return a value without Redis. Loads are not shared: nobody can say under what they began.
 
-        Who reads here next finds it done: commands of one event loop reach Redis in the order in which they were sent.
+        The outage's store is for outages alone: what it holds nobody can invalidate from elsewhere.
         """
-        started = time.perf_counter()
-        value = await load()
-        load_ms = round((time.perf_counter() - started) * 1000, 3)
-        payload = codec.encode(value)
-        return value, payload, self.flights.follow(self._fill(entry, ticket, load_ms, payload))
+        if self.outage is not None and not self.breaker.closed:
+            return await self.outage.read(request)
+        return await request.load()
 
-    async def _fill(self, entry: _Entry, ticket: Ticket, load_ms: float, payload: bytes) -> Stored:
-        call, limit = entry.call, self._settings.max_value_bytes
-        if len(payload) > limit:
-            self._telemetry.too_large(call.namespace, call.label, len(payload), limit)
-            return Stored.TOO_LARGE
-        packed = pack_entry(ticket, Facts(entry.tags, load_ms, self._by), payload)
-        fill = Fill(entry.key, ticket.lineage, packed, self._ttl_ms(call), entry.tokens, self._token_ms)
+    async def refresh(self, request: Request) -> Any:
+        """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load."""
         try:
-            stored = await self.store.run(fill)
-        except UnavailableError as error:
-            self._telemetry.unavailable(call.namespace, error)
+            return await self.drive(self.reading.refresh(request))
+        except AwayError:
+            return await request.load()
+
+    async def ensure(self, request: Request, *, renew: bool = False) -> Stored:
+        """See `Reading.ensure`."""
+        try:
+            return await self.drive(self.reading.ensure(request, renew=renew))
+        except AwayError:
             return Stored.UNAVAILABLE
-        self._telemetry.available()
-        self._telemetry.count(call.namespace, "fills" if stored else "refused_fills")
-        return Stored.STORED if stored else Stored.REFUSED
 
-    def _entry(self, call: Call, tags: Iterable[str] | None = None) -> _Entry:
-        distinct = tuple(dict.fromkeys(call.tags if tags is None else tags))
-        if len(distinct) > MAX_TAGS:
-            raise ConfigurationError(f"{call.label}: {len(distinct)} tags; at most {MAX_TAGS} are possible")
-        names = (ALL, namespace_token(call.namespace), *map(tag_token, distinct))
-        key = self._keys.entry(call.namespace, call.name)
-        return _Entry(call, key, tuple(map(self._keys.token, names)), distinct)
+    async def peek(self, request: Request, default: Any) -> Any:
+        """Return the entry's value, or `default` where there is none or Redis is away."""
+        if not self.breaker.closed:
+            return default
+        try:
+            return await self.drive(self.reading.peek(request, default))
+        except AwayError:
+            return default
 
-    def _ttl_ms(self, call: Call) -> int:
-        return round(self._settings.default_ttl * 1000) if call.ttl_ms is None else call.ttl_ms
+    async def is_fresh(self, request: Request) -> bool:
+        """Say whether a read would be served from the cache now. Raises UnavailableError."""
+        try:
+            return await self.drive(self.reading.is_fresh(request))
+        except AwayError as error:
+            raise UnavailableError(str(error.__cause__ or "Redis keeps no tokens")) from error
+
+    async def put(self, requests: Sequence[Request], values: Sequence[Any]) -> None:
+        """See `Filling.put`."""
+        await self.drive(self.reading.filling.put(requests, values))
+
+    async def ask(self, operation: Operation[T], *, bulk: bool = False) -> T:
+        """Carry out an operation, and let the breaker know how it went. Raises UnavailableError."""
+        try:
+            result = await self.store.run(operation, bulk=bulk)
+        except UnavailableError as error:
+            self.breaker.failed(error)
+            raise
+        self.breaker.succeeded()
+        return result
+
+    async def aclose(self, drain_timeout: float | None = None) -> None:
+        """Wait for what is under way, then let go of the connections; see `Flights.drain`."""
+        await self.flights.drain(drain_timeout)
+        if self.outage is not None:
+            await self.outage.aclose(drain_timeout)
+        if self._wakes is not None:
+            await self._wakes.aclose()
+        await self.store.aclose()
+
+    async def drive(self, steps: Steps[T]) -> T:
+        """Carry out steps to their end."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = await self._carry_out(step)
+                except BaseException as error:  # noqa: BLE001 a cancelled load still has a lease to give up
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as done:
+            return cast("T", done.value)
+
+    async def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
+        match step:
+            case Ask(operation, bulk):
+                return await self.ask(operation, bulk=bulk)
+            case Admit(operation):
+                return await self._admit(operation)
+            case Invoke(load):
+                return await load()
+            case Fly(identity, make, timeout):
+                return await self.flights.join(identity, lambda: self.drive(make()), timeout)
+            case Follow(following):
+                return self.flights.follow(self.drive(following))
+            case Outcome(handle):
+                return await asyncio.shield(handle)
+            case Behind(key, make):
+                return self._start_behind(key, make)
+            case Wait():
+                return None if self._wakes is None else await self._wakes.wait(step)
+
+    async def _admit(self, operation: Open) -> Any:
+        """Share an opening with everybody who asks for the same in this round of the event loop.
+
+        A task starts in the next round, so what is shared has not been sent when it is joined: who joins is opened
+        after joining, as if it had asked alone.
+        """
+        same = (*operation.keys, "log" if operation.log else "")
+        task = None if operation.renew else self._admissions.get(same)
+        if task is None:
+            task = self.flights.follow(self._send_admission(same, operation))
+            if not operation.renew:
+                self._admissions[same] = task
+        return await asyncio.shield(task)
+
+    async def _send_admission(self, same: tuple[str, ...], operation: Open) -> Any:
+        if not operation.renew:
+            del self._admissions[same]
+        owner = b"" if operation.lease is None else operation.lease.owner
+        return owner, await self.ask(operation)
+
+    def _start_behind(self, key: str, make: Callable[[], Steps[Any]]) -> None:
+        if key in self._behind or len(self._behind) >= self._most_refreshes:
+            return
+        task = self._behind[key] = self.flights.follow(self.drive(make()))
+        task.add_done_callback(lambda _: self._behind.pop(key, None))
+
+
+def _no_note() -> None:
+    """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""

@@ -5,7 +5,7 @@ Every variable starts with ``TIDINGS_``; the server's URL is also taken from ``R
 """
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Self, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError
@@ -37,7 +37,12 @@ class Settings(BaseSettings):
         default="", description="starts every key that tidings writes; shared by all that share events"
     )
     version: Word = Field(default="", description="part of entry keys only: a new version starts with an empty cache")
-    default_ttl: float = Field(default=3600, gt=0, description="seconds an entry lives when its function names no ttl")
+    default_ttl: float = Field(
+        default=3600,
+        gt=0,
+        validation_alias=AliasChoices("TIDINGS_DEFAULT_TTL", "TIDINGS_TTL_DEFAULT"),
+        description='seconds an entry lives when its function names no ttl, or ttl="default"',
+    )
     token_ttl: float = Field(
         default=7 * 86_400,
         ge=60,
@@ -56,6 +61,39 @@ class Settings(BaseSettings):
         gt=0,
         description="seconds Redis has for one operation; a read then loads, an invalidation raises",
     )
+    bulk_bytes: int = Field(
+        default=16 * 1024,
+        gt=0,
+        description="values from this size on travel on a connection of their own, so that small reads do not wait",
+    )
+    lease_ttl: float = Field(
+        default=5.0,
+        gt=0,
+        description="seconds other processes wait for a load before one of them takes over",
+    )
+    max_refreshes: int = Field(
+        default=64, ge=0, description="refreshes in the background at a time; beyond it a stale value is not refreshed"
+    )
+    local_max_entries: int = Field(default=10_000, gt=0, description="entries that the local tier holds at most")
+    local_max_bytes: int = Field(default=64 * 1024 * 1024, gt=0, description="encoded bytes in the local tier at most")
+    outage_ttl: float = Field(
+        default=0, ge=0, description="seconds a value loaded while Redis is away is kept in this process; 0: not at all"
+    )
+    outage_max_bytes: int = Field(
+        default=16 * 1024 * 1024, gt=0, description="encoded bytes that are kept in an outage at most"
+    )
+    compress_bytes: int = Field(
+        default=0, ge=0, description="values from this size on are compressed with zstd (tidings[zstd]); 0: none"
+    )
+    encryption_keys: dict[str, list[SecretStr]] = Field(
+        default_factory=dict,
+        description="AES keys by namespace ('*': every other), base64, newest first: the first encrypts, all decrypt",
+    )
+    ttls: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="seconds by namespace, for functions that name no ttl"
+    )
+    ttl_short: float = Field(default=60, gt=0, description='seconds meant by ttl="short"')
+    ttl_long: float = Field(default=86_400, gt=0, description='seconds meant by ttl="long"')
     log_length: int = Field(default=10_000, ge=100, description="entries kept in the invalidation log, about")
     group: Word = Field(
         default="tidings", min_length=1, description="the consumer group whose ack makes an event applied"
@@ -74,6 +112,33 @@ class Settings(BaseSettings):
             raise ConfigurationError(describe(error, "TIDINGS_")) from None
 
 
+class CacheOptions(TypedDict, total=False):
+    """What `Cache` takes beside its URL: the fields of `Settings` that say how it caches."""
+
+    prefix: str
+    version: str
+    default_ttl: float
+    token_ttl: float
+    vacancy_ttl: float
+    max_value_bytes: int
+    bulk_bytes: int
+    operation_timeout: float
+    lease_ttl: float
+    max_refreshes: int
+    local_max_entries: int
+    local_max_bytes: int
+    outage_ttl: float
+    outage_max_bytes: int
+    compress_bytes: int
+    encryption_keys: dict[str, list[SecretStr]]
+    ttls: dict[str, float]
+    ttl_short: float
+    ttl_long: float
+    log_length: int
+    group: str
+    source: str
+
+
 class GivenSettings(Settings):
     """Settings from arguments alone: a cache made by hand does not read the environment."""
 
@@ -88,6 +153,17 @@ class GivenSettings(Settings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take the arguments and nothing else."""
         return (init_settings,)
+
+    @classmethod
+    def of(cls, url: str, options: CacheOptions) -> Self:
+        """Make settings of a URL and options. Raises ConfigurationError, which lists every problem."""
+        unknown = options.keys() - cls.model_fields.keys()
+        if unknown:
+            raise ConfigurationError(f"Cache takes no option {', '.join(sorted(unknown))}")
+        try:
+            return cls(url=SecretStr(url), **options)
+        except ValidationError as error:
+            raise ConfigurationError(describe(error, "")) from None
 
 
 def describe(error: ValidationError, prefix: str) -> str:
@@ -106,12 +182,13 @@ def redact(url: str) -> str:
     >>> redact("app:s3cret@cache.internal")
     '<not a URL>'
     """
-    found = re.fullmatch(r"(rediss?|unix|memory)://([^/?#]*@)?([^@?#]*)([?#][^@]*)?", url)
+    found = re.fullmatch(r"(rediss?(?:\+sentinel|\+cluster)?|unix|memory)://([^/?#]*@)?([^@?#]*)([?#][^@]*)?", url)
     if found is None:
         return _NOT_A_URL
-    shown = f"{found[1]}://{found[3]}"
+    hosts = found[3].partition("/")[0]
     try:
-        _ = urlsplit(shown).port  # a password whose @ is missing stands where the port belongs
+        for host in hosts.split(","):
+            _ = urlsplit(f"//{host}").port  # a password whose @ is missing stands where the port belongs
     except ValueError:
         return _NOT_A_URL
-    return shown
+    return f"{found[1]}://{found[3]}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from .steps import LoadTimeoutError
 from .telemetry import log
 
 T = TypeVar("T")
@@ -16,7 +17,7 @@ T = TypeVar("T")
 #: What a cancelled load has to clean up before it is cancelled again.
 _CLEANUP_SECONDS = 1.0
 
-_loading: ContextVar[frozenset[Hashable]] = ContextVar("tidings_loading", default=frozenset())
+loading: ContextVar[frozenset[Hashable]] = ContextVar("tidings_loading", default=frozenset())
 
 
 class Flights:
@@ -26,13 +27,21 @@ class Flights:
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waiting: dict[asyncio.Task[Any], int] = {}
 
-    async def join(self, ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+    def __contains__(self, ticket: object) -> bool:
+        return ticket in self._tasks
+
+    async def join(
+        self,
+        ticket: Hashable,
+        load: Callable[[], Coroutine[Any, Any, T]],
+        timeout: float | None = None,  # noqa: ASYNC109 the load goes on: nothing is cancelled
+    ) -> tuple[T, bool]:
         """Return the load's result and whether this caller started it; start it if nobody has.
 
-        Raises what the load raises, to every caller. A load that asks for its own ticket would wait for itself: it is
-        run on its own instead.
+        Raises what the load raises, to every caller, and LoadTimeoutError to one who has waited `timeout` seconds. A
+        load that asks for its own ticket would wait for itself: it is run on its own instead.
         """
-        if ticket in _loading.get():
+        if ticket in loading.get():
             return await load(), True
         task = self._tasks.get(ticket)
         first = task is None
@@ -42,8 +51,8 @@ class Flights:
             task.add_done_callback(lambda done: self._landed(ticket, done))
         self._waiting[task] = self._waiting.get(task, 0) + 1
         try:
-            return await asyncio.shield(task), first
-        except asyncio.CancelledError:
+            return await _patiently(task, timeout), first
+        except (asyncio.CancelledError, LoadTimeoutError):
             if not task.done():
                 self._waiting[task] -= 1
             raise
@@ -84,7 +93,7 @@ class Flights:
 
     @staticmethod
     async def _marked(ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        _loading.set(_loading.get() | {ticket})
+        loading.set(loading.get() | {ticket})
         return await load()
 
     def _landed(self, ticket: Hashable, task: asyncio.Task[Any]) -> None:
@@ -92,3 +101,9 @@ class Flights:
         waiting = self._waiting.pop(task, 0)
         if not task.cancelled() and (error := task.exception()) is not None and waiting == 0:
             log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
+
+
+async def _patiently(task: asyncio.Task[T], timeout: float | None) -> T:  # noqa: ASYNC109 the task goes on
+    if timeout is not None and not (await asyncio.wait({task}, timeout=timeout))[0]:
+        raise LoadTimeoutError
+    return await asyncio.shield(task)

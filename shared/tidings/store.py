@@ -1,46 +1,44 @@
 """The only module that sends cache commands: `operations` to Redis, from a coroutine or from a thread.
 
-async or threads: an asynchronous client for each event loop, since its connections belong to that loop; one blocking
-client for all threads, since its pool hands each thread a connection of its own. Neither ever calls the other.
+async or threads: an asynchronous client for each event loop, since its connections belong to that loop; connections for
+all threads, each used by one thread at a time. Neither ever calls the other.
 """
 
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Awaitable, Container, Generator, Iterable, Sequence
 from typing import Any, Protocol, Self, TypeVar
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
-from .batching import Multiplexer
-from .errors import ConfigurationError, UnavailableError
-from .operations import Command, Operation, Script
-from .settings import Settings, redact
+from .batching import Multiplexer, Values
+from .connections import Connections
+from .errors import UnavailableError
+from .link import pack
+from .operations import Command, Operation
+from .scripts import Script
+from .servers import LONGEST_BLOCK, async_servers, sync_servers
+from .settings import Settings
+
+__all__ = ["LONGEST_BLOCK", "AsyncStore", "RedisStore", "SyncRedisStore", "SyncStore", "Values"]
 
 T = TypeVar("T")
-_Client = TypeVar("_Client", redis.Redis, redis.asyncio.Redis)
-
-#: Seconds that a blocking read may ask the server to wait.
-LONGEST_BLOCK = 1.0
-
-_ESCAPES = "special characters in user and password are written as / %2F, ? %3F, # %23, @ %40"
-
-#: What redis-py would take from the URL, against what is built on it here.
-_REFUSED_OPTIONS = {
-    "decode_responses": "tidings reads bytes; leave it out",
-    "socket_timeout": "set operation_timeout (TIDINGS_OPERATION_TIMEOUT) in its place",
-}
 
 _Batch = list[Sequence[Any]]
 _Replies = list[Any]
+_FAILURES = (TimeoutError, RedisError, OSError)
 
 
 class AsyncStore(Protocol):
     """Carries out operations for one event loop. Raises UnavailableError when the server does not do its part."""
 
-    async def run(self, operation: Operation[T]) -> T:
+    async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """Carry out one operation. Cancelling it leaves open whether it happened."""
+        ...
+
+    def read(self, keys: tuple[str, ...], *, bulk: bool = False) -> Awaitable[Values]:
+        """Read strings, together: one value for each key, None for what is not there or no string."""
         ...
 
     async def aclose(self) -> None:
@@ -55,138 +53,151 @@ class SyncStore(Protocol):
         """Carry out one operation, blocking."""
         ...
 
+    def read(self, keys: tuple[str, ...]) -> Values:
+        """Read strings, blocking."""
+        ...
+
     def close(self) -> None:
         """Release what is held."""
         ...
 
 
 class RedisStore:
-    """Operations for one event loop, multiplexed on one connection of redis-py's.
+    """Operations for one event loop, multiplexed on one connection of redis-py's, and on a second for big values.
+
+    What is sent with `bulk` goes over the second, made when it is first used, so that small reads do not wait for big
+    replies to arrive. Commands reach the server in the order in which they were sent only within one of the two: a
+    value is to be read the way it was filled.
 
     `client` is for everything that is not an operation, `blocking` for reads that block, `where` names the server in
     errors, and each exchange has `timeout` seconds. These deadlines are ours and not redis-py's `socket_timeout`, which
     goes through `asyncio.wait_for`: before Python 3.12 that swallows a cancellation that comes as a command ends, and a
-    service's own timeout around a read would be lost.
+    service's own timeout around a read would be lost. `others` are closed with the store.
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, blocking: redis.asyncio.Redis, where: str, timeout: float = 2.0
+        self,
+        client: redis.asyncio.Redis,
+        blocking: redis.asyncio.Redis,
+        where: str,
+        timeout: float = 2.0,
+        *,
+        others: Iterable[redis.asyncio.Redis] = (),
     ) -> None:
         self.client = client
         self.blocking = blocking
         self._where = where
+        self._others = tuple(others)
         #: seconds that one exchange has
         self.timeout = timeout
         self._known_scripts: set[str] = set()
-        self._multiplexer = Multiplexer(client.connection_pool.make_connection, timeout)
+        self._small = self._multiplexer()
+        self._bulk: Multiplexer | None = None
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
-        """Make a store that connects at its first operation. Raises ConfigurationError for a URL that is none."""
-        where, client, blocking = _clients(settings, redis.asyncio.Redis.from_url, socket_timeout=None)
-        return cls(client, blocking, where, settings.operation_timeout)
+        """Make a store that connects at its first operation; see `servers` for the URLs.
 
-    async def run(self, operation: Operation[T]) -> T:
+        Raises ConfigurationError for a URL that is none.
+        """
+        servers = async_servers(settings)
+        timeout = settings.operation_timeout
+        return cls(servers.client, servers.blocking, servers.where, timeout, others=servers.sentinels)
+
+    def read(self, keys: tuple[str, ...], *, bulk: bool = False) -> "asyncio.Future[Values]":
+        """See AsyncStore. All reads of one event-loop tick are one MGET; cancelling one caller leaves the others."""
+        return (self._for_bulk() if bulk else self._small).read(keys)
+
+    async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """See AsyncStore."""
-        with _translated(self._where):
+        multiplexer = self._for_bulk() if bulk else self._small
+        try:
             exchange = _exchange(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
-                replies = await self._multiplexer.exchange(batch)
+                replies = await multiplexer.exchange(batch)
                 try:
                     batch = exchange.send(replies)
                 except StopIteration as done:
                     return operation.parse(done.value)
+        except _FAILURES as error:
+            raise _unavailable(self._where, error) from error
+
+    def _for_bulk(self) -> Multiplexer:
+        if self._bulk is None:
+            self._bulk = self._multiplexer()
+        return self._bulk
+
+    def _multiplexer(self) -> Multiplexer:
+        pool, where = self.client.connection_pool, self._where
+        return Multiplexer(
+            # Not the pool's make_connection: some versions count what it makes against max_connections for ever.
+            lambda: pool.connection_class(**pool.connection_kwargs),
+            self.timeout,
+            lambda failure: _unavailable(where, failure),
+        )
 
     async def aclose(self) -> None:
         """Close the connections; not to be used afterwards."""
-        await self._multiplexer.aclose()
-        await self.client.aclose()
-        await self.blocking.aclose()
+        for multiplexer in (self._small, self._bulk):
+            if multiplexer is not None:
+                await multiplexer.aclose()
+        for client in (self.client, self.blocking, *self._others):
+            await client.aclose()
 
 
 class SyncRedisStore:
-    """Operations over redis-py's blocking client; safe to share between threads."""
+    """Operations on redis-py's blocking connections; safe to share between threads, and after a fork.
 
-    def __init__(self, client: redis.Redis, blocking: redis.Redis, where: str) -> None:
+    `client`, `blocking` and `others` are as with `RedisStore`.
+    """
+
+    def __init__(
+        self, client: redis.Redis, blocking: redis.Redis, where: str, *, others: Iterable[redis.Redis] = ()
+    ) -> None:
         self.client = client
         self.blocking = blocking
         self._where = where
+        self._others = tuple(others)
         self._known_scripts: set[str] = set()
+        self._connections = Connections(client.connection_pool)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
         """See `RedisStore.connect`."""
-        where, client, blocking = _clients(settings, redis.Redis.from_url, socket_timeout=settings.operation_timeout)
-        return cls(client, blocking, where)
+        servers = sync_servers(settings)
+        return cls(servers.client, servers.blocking, servers.where, others=servers.sentinels)
+
+    def read(self, keys: tuple[str, ...]) -> Values:
+        """See SyncStore."""
+        try:
+            reply = self._connections.exchange(pack(("MGET", *keys)), 1)[0]
+            if isinstance(reply, Exception):
+                raise reply
+        except _FAILURES as error:
+            raise _unavailable(self._where, error) from error
+        values: Values = reply
+        return values
 
     def run(self, operation: Operation[T]) -> T:
         """See SyncStore."""
-        with _translated(self._where):
+        try:
             exchange = _exchange(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
+                replies = self._connections.exchange(b"".join(map(pack, batch)), len(batch))
                 try:
-                    batch = exchange.send(self._send(batch))
+                    batch = exchange.send(replies)
                 except StopIteration as done:
                     return operation.parse(done.value)
-
-    def _send(self, batch: _Batch) -> _Replies:
-        if len(batch) == 1:
-            try:
-                return [self.client.execute_command(*batch[0])]
-            except NoScriptError as error:
-                return [error]
-        pipe = self.client.pipeline(transaction=False)
-        for command in batch:
-            pipe.execute_command(*command)
-        return list(pipe.execute(raise_on_error=False))
+        except _FAILURES as error:
+            raise _unavailable(self._where, error) from error
 
     def close(self) -> None:
-        """Close the connections; not to be used afterwards."""
-        self.client.close()
-        self.blocking.close()
-
-
-def _clients(
-    settings: Settings, from_url: Callable[..., _Client], *, socket_timeout: float | None
-) -> tuple[str, _Client, _Client]:
-    """Return how errors name the server, a client, and a client for reads that block up to `LONGEST_BLOCK`.
-
-    A client for blocking reads needs a socket timeout above BLOCK: one below it would raise while all is well.
-
-    Raises ConfigurationError for a URL that cannot be meant.
-    """
-    url = settings.url.get_secret_value() if settings.url is not None else ""
-    _check(url)
-    timeout = settings.operation_timeout
-    patient = None if socket_timeout is None else socket_timeout + LONGEST_BLOCK
-    try:
-        client = from_url(url, socket_timeout=socket_timeout, socket_connect_timeout=timeout)
-        blocking = from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
-        # Not connected, only made: otherwise the first command would find out about options that redis-py lacks.
-        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
-    except (TypeError, ValueError, RedisError):
-        raise ConfigurationError(
-            f"the URL {redact(url)} is not valid: redis-py does not take one of the options behind its '?'"
-        ) from None
-    return redact(url), client, blocking
-
-
-def _check(url: str) -> None:
-    """Raise ConfigurationError for a URL that cannot be meant, without repeating what may be a password."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError("the URL does not start with redis://, rediss://, unix:// or memory://")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        (parts.hostname or "").encode("idna")
-    except ValueError:
-        raise ConfigurationError(f"the URL has no valid host and port; {_ESCAPES}") from None
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ConfigurationError(f"the URL has an @ behind its host; {_ESCAPES}")
-    for option in parse_qs(parts.query).keys() & _REFUSED_OPTIONS.keys():
-        raise ConfigurationError(f"the URL {redact(url)} has the option {option}: {_REFUSED_OPTIONS[option]}")
+        """Close the connections; a later command connects anew."""
+        self._connections.close()
+        for client in (self.client, self.blocking, *self._others):
+            client.close()
 
 
 def _exchange(commands: Sequence[Command], known: set[str]) -> Generator[_Batch, _Replies, _Replies]:
@@ -215,9 +226,7 @@ def _wire(command: Command, known: Container[str]) -> Sequence[Any]:
     return ("EVALSHA", head.digest, *rest) if head.digest in known else ("EVAL", head.text, *rest)
 
 
-@contextmanager
-def _translated(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (TimeoutError, RedisError, OSError) as error:
-        raise UnavailableError(f"{where}: {type(error).__name__}: {error}") from error
+def _unavailable(where: str, failure: Exception) -> UnavailableError:
+    error = UnavailableError(f"{where}: {type(failure).__name__}: {failure}")
+    error.__cause__ = failure
+    return error

@@ -7,6 +7,10 @@
 | ``cache_in_memory`` | warning | | no URL is configured: this process caches for itself |
 | ``value_too_large`` | warning | ``function``, ``bytes``, ``limit`` | served but not cached; said once a function |
 | ``load_failed_unheard`` | error | ``ticket`` | a load failed after all its callers had gone |
+| ``refresh_failed`` | error | ``function``, ``key`` | a refresh in the background raised; the stale value stays |
+| ``stale_served_on_error`` | warning | ``function``, ``key`` | the load raised, and `stale_if_error` covered it |
+| ``local_tier_lost`` | warning | ``reason`` | the tail of the invalidation log is lost: the local tier is bypassed |
+| ``local_tier_alive`` | info | | the tail is back |
 
 Counters are kept by namespace, see `Counts`.
 """
@@ -15,7 +19,7 @@ import os
 import socket
 import sys
 import threading
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import structlog
@@ -39,16 +43,75 @@ class _ServiceLogger:
 log: structlog.stdlib.BoundLogger = structlog.wrap_logger(_ServiceLogger())
 
 
+class Histogram:
+    """How often a quantity had which size, in buckets that double: cheap to add to, right to a factor of two."""
+
+    __slots__ = ("buckets", "total")
+
+    _BUCKETS = 48
+
+    def __init__(self) -> None:
+        self.buckets = [0] * self._BUCKETS
+        self.total = 0
+
+    def add(self, value: int) -> None:
+        """Count a value; what is below zero counts as zero."""
+        value = max(0, value)
+        self.buckets[min(value.bit_length(), self._BUCKETS - 1)] += 1
+        self.total += value
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.buckets)
+
+    def quantile(self, fraction: float) -> int:
+        """Return a value that this fraction of the values does not exceed, at most twice too large; 0 for none."""
+        wanted, seen = fraction * self.count, 0
+        for bits, count in enumerate(self.buckets):
+            seen += count
+            if count and seen >= wanted:
+                return (1 << bits) - 1
+        return 0
+
+    def merge(self, other: "Histogram") -> None:
+        """Add the other's values to these."""
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        self.total += other.total
+
+    def reset(self) -> None:
+        """Forget every value."""
+        self.buckets = [0] * self._BUCKETS
+        self.total = 0
+
+
 @dataclass(slots=True)
 class Counts:
-    """What happened in one namespace of this process since it started."""
+    """What happened to one function's (or one `get_or_set` key space's) reads in this process.
 
-    #: served from the cache
+    Counters are plain integers, added to without a lock: with the interpreter's own lock, ``counts.hits += 1`` on a
+    slot is not interrupted between reading and writing, since threads are switched at calls and jumps only. A test
+    holds it to that.
+    """
+
+    #: served from the in-process tier
+    local_hits: int = 0
+    #: served from Redis
     hits: int = 0
     #: looked up in vain: absent, expired or vacant
     misses: int = 0
     #: looked up in vain because a token or the entry had been invalidated
     invalidated: int = 0
+    #: an expired or invalidated value served, as the function's policy permits
+    stale: int = 0
+    #: calls that `when` sent past the cache
+    bypassed: int = 0
+    #: loaded
+    loads: int = 0
+    #: loads that raised
+    load_errors: int = 0
+    #: loads in the background: early, or while a stale value is served
+    refreshes: int = 0
     #: loaded and stored
     fills: int = 0
     #: loaded but not stored, because the entry was invalidated meanwhile
@@ -59,50 +122,96 @@ class Counts:
     undecodable: int = 0
     #: reads and fills that Redis did not answer; each read loaded directly
     errors: int = 0
+    #: encoded bytes of what was served from Redis, and of what was filled
+    bytes_read: int = 0
+    bytes_filled: int = 0
+    #: microseconds of the loads
+    load_us: Histogram = field(default_factory=Histogram)
+    #: seconds since the fill, of one hit in `AGE_SAMPLE`: by this machine's clock against the server's
+    age_s: Histogram = field(default_factory=Histogram)
+
+    def add(self, other: "Counts") -> None:
+        """Add the other's counters to these."""
+        for name in _COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.load_us.merge(other.load_us)
+        self.age_s.merge(other.age_s)
+
+    def reset(self) -> None:
+        """Start again at zero."""
+        for name in _COUNTERS:
+            setattr(self, name, 0)
+        self.load_us.reset()
+        self.age_s.reset()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counters, and what follows from them."""
+        served = self.local_hits + self.hits + self.stale
+        reads = served + self.misses + self.invalidated
+        return {
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "hit_rate": round(served / reads, 4) if reads else None,
+            "load_ms": {f"p{p}": self.load_us.quantile(p / 100) / 1000 for p in (50, 99)},
+            "age_at_hit_s": {f"p{p}": self.age_s.quantile(p / 100) for p in (50, 99)},
+        }
+
+
+_COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int)
+
+#: Of how many hits the age is noted, one in this many.
+AGE_SAMPLE = 32
 
 
 @dataclass(slots=True)
 class Telemetry:
-    """Counters by namespace, and the one line a change of state is worth. Safe under threads."""
+    """Counters by namespace and function, and the one line a change of state is worth. Safe under threads."""
 
     server: str
-    _counts: dict[str, Counts] = field(default_factory=dict)
+    _counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _available: bool = True
     _said: set[str] = field(default_factory=set)
 
-    def count(self, namespace: str, name: str) -> None:
-        """Add one to a counter of `Counts`."""
-        with self._lock:
-            counts = self._counts.get(namespace)
-            if counts is None:
-                counts = self._counts[namespace] = Counts()
-            setattr(counts, name, getattr(counts, name) + 1)
+    def of(self, namespace: str, label: str) -> Counts:
+        """Return the counters of a function; `label` names it."""
+        found = self._counts.get((namespace, label))
+        if found is None:
+            with self._lock:
+                found = self._counts.setdefault((namespace, label), Counts())
+        return found
 
-    def unavailable(self, namespace: str, error: Exception) -> None:
-        """Count a failed operation; say so when it is the first."""
-        self.count(namespace, "errors")
-        if self._available:
-            self._available = False
-            log.warning("cache_unavailable", server=self.server, error=str(error))
-
-    def available(self) -> None:
-        """Note that Redis answered; say so when it had not before."""
-        if not self._available:
-            self._available = True
+    def availability(self, away: bool, reason: str) -> None:
+        """Say that Redis is away, or that it is back; called once for each change."""
+        if away:
+            log.warning("cache_unavailable", server=self.server, error=reason)
+        else:
             log.info("cache_available", server=self.server)
 
-    def too_large(self, namespace: str, function: str, size: int, limit: int) -> None:
+    def too_large(self, counts: Counts, function: str, size: int, limit: int) -> None:
         """Count a value over the limit; say so once for each function."""
-        self.count(namespace, "too_large")
+        counts.too_large += 1
         if function not in self._said:
             self._said.add(function)
             log.warning("value_too_large", function=function, bytes=size, limit=limit)
 
-    def snapshot(self) -> dict[str, dict[str, int]]:
-        """Return the counters by namespace."""
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """Return sums by namespace, and in each under ``functions`` the same for each function."""
         with self._lock:
-            return {namespace: asdict(counts) for namespace, counts in sorted(self._counts.items())}
+            items = sorted(self._counts.items())
+        found: dict[str, dict[str, Any]] = {}
+        for namespace in dict.fromkeys(name for (name, _), _ in items):
+            own = {label: counts for (name, label), counts in items if name == namespace}
+            total = Counts()
+            for counts in own.values():
+                total.add(counts)
+            functions = {label: counts.summary() for label, counts in own.items()}
+            found[namespace] = {**total.summary(), "functions": functions}
+        return found
+
+    def reset(self) -> None:
+        """Start every counter again at zero."""
+        with self._lock:
+            for counts in self._counts.values():
+                counts.reset()
 
 
 def process_name() -> str:

@@ -14,14 +14,14 @@ from functools import lru_cache
 from types import GenericAlias, SimpleNamespace
 from typing import Any, get_type_hints
 
-from tidings import CachedFunction
 from tidings.codec import JSON, Codec
+from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError, DecodeError, EncodeError
 
 
 def check_importable(function: Any) -> None:
     """Raise ConfigurationError unless a worker can import this very function by its name."""
-    if not isinstance(function, CachedFunction):
+    if not isinstance(function, Described):
         raise ConfigurationError(f"Warm({function!r}): only a function decorated with @cached can be warmed")
     identity = function.identity
     if function.signature.is_method:
@@ -37,7 +37,7 @@ class NotLoadedError(ConfigurationError):
 
 
 @lru_cache(maxsize=1024)
-def resolve(identity: str) -> CachedFunction[Any, Any]:
+def resolve(identity: str) -> Described[Any, Any]:
     """Return the function ``module:qualname`` of a loaded module.
 
     Raises NotLoadedError when it is not there, and ConfigurationError when it is and cannot be warmed.
@@ -51,7 +51,7 @@ def resolve(identity: str) -> CachedFunction[Any, Any]:
             found = getattr(found, name)
     except AttributeError as error:
         raise NotLoadedError(f"{identity!r}: {error}; this worker must run the version that has it") from error
-    if not isinstance(found, CachedFunction):
+    if not isinstance(found, Described):
         raise ConfigurationError(f"{identity}: a {type(found).__name__} there, not a function decorated with @cached")
     check_importable(found)
     return found
@@ -66,7 +66,7 @@ def check_same(function: Any) -> None:
         )
 
 
-def encode_call(function: CachedFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def encode_call(function: Described[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Return the bound arguments as JSON text. Raises ArgumentError when they do not bind or cannot travel."""
     try:
         arguments = function.signature.arguments(function.signature.bind(*args, **kwargs))
@@ -81,7 +81,7 @@ def encode_call(function: CachedFunction[Any, Any], args: tuple[Any, ...], kwarg
     return json.dumps(text, separators=(",", ":"), sort_keys=True)
 
 
-def decode_call(function: CachedFunction[Any, Any], text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def decode_call(function: Described[Any, Any], text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return ``(args, kwargs)`` as they were encoded. Raises DecodeError for anything else."""
     try:
         arguments = {name: _decode(function, name, value) for name, value in json.loads(text).items()}
@@ -93,19 +93,19 @@ def decode_call(function: CachedFunction[Any, Any], text: str) -> tuple[tuple[An
 _ANY = Codec[Any](Any, "an argument")
 
 
-def _encode(function: CachedFunction[Any, Any], name: str, value: Any) -> list[str]:
+def _encode(function: Described[Any, Any], name: str, value: Any) -> list[str]:
     try:
         return ["any", _ANY.encode(value).decode()]
     except EncodeError:
         return ["annotated", _codec(function, name).encode(value).decode()]
 
 
-def _decode(function: CachedFunction[Any, Any], name: str, value: list[str]) -> Any:
+def _decode(function: Described[Any, Any], name: str, value: list[str]) -> Any:
     how, text = value
     return (_ANY if how == "any" else _codec(function, name)).decode(text.encode())
 
 
-def from_json_value(function: CachedFunction[Any, Any], name: str, value: Any) -> Any:
+def from_json_value(function: Described[Any, Any], name: str, value: Any) -> Any:
     """Return a JSON value as the function's parameter has it: a date where the annotation says date.
 
     Raises ArgumentError when it does not fit.
@@ -117,7 +117,7 @@ def from_json_value(function: CachedFunction[Any, Any], name: str, value: Any) -
 
 
 @lru_cache(maxsize=1024)
-def _codec(function: CachedFunction[Any, Any], name: str) -> Codec[Any]:
+def _codec(function: Described[Any, Any], name: str) -> Codec[Any]:
     annotation = _annotation(function, name)
     kind = inspect.signature(function.uncached).parameters[name].kind
     if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -127,7 +127,7 @@ def _codec(function: CachedFunction[Any, Any], name: str) -> Codec[Any]:
     return Codec(annotation, f"{function.identity}({name})")
 
 
-def _annotation(function: CachedFunction[Any, Any], name: str) -> Any:
+def _annotation(function: Described[Any, Any], name: str) -> Any:
     """Return one parameter's annotation; the others may name what exists for the type checker alone."""
     plain = inspect.unwrap(function.uncached)
     annotation = getattr(plain, "__annotations__", {}).get(name, Any)

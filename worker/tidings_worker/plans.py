@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidings import CachedFunction
+from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError
 from tidings.keys import ALL, namespace_token, tag_token
 
@@ -47,7 +47,7 @@ class Warm:
     arguments do not bind to it or cannot travel in a job.
     """
 
-    def __init__(self, function: CachedFunction[Any, Any], /, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, function: Described[Any, Any], /, *args: Any, **kwargs: Any) -> None:
         check_importable(function)
         self.cached_function = function
         self.function = function.identity

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tidings import CachedFunction, Envelope, Event
+from tidings import Envelope, Event
+from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError, PermanentError
 from tidings.events import class_of, shorten, type_of
 from tidings.keys import check_namespace
@@ -45,7 +46,7 @@ class _Registered:
     event_class: type[Event] | None
     rule: Rule
     #: cached functions that the rule warms, as far as it says so beforehand
-    warms: tuple[CachedFunction[Any, Any], ...] = ()
+    warms: tuple[Described[Any, Any], ...] = ()
 
 
 class Rules:
@@ -77,7 +78,7 @@ class Rules:
         *,
         namespaces: Sequence[str] = (),
         tags: Sequence[str] = (),
-        warm: Sequence["CachedFunction[Any, Any] | Warm"] = (),
+        warm: Sequence["Described[Any, Any] | Warm"] = (),
     ) -> None:
         """Invalidate templates over the event's data, and warm functions whose parameters are named like its fields.
 
@@ -209,13 +210,13 @@ def _check_cron(where: str, name: str, given: Any) -> None:
         raise ConfigurationError(f"{where}: {name}={given!r} is not a number from {low} to {high}, or a set of them")
 
 
-def _cached_functions(rule: Rule) -> list[CachedFunction[Any, Any]]:
+def _cached_functions(rule: Rule) -> list[Described[Any, Any]]:
     """Return the cached functions that a rule's code names."""
     if not inspect.isfunction(inspect.unwrap(rule)):
         return []  # a partial or a callable object: what it names is seen when it runs
     variables = inspect.getclosurevars(inspect.unwrap(rule))
     named = (*variables.globals.values(), *variables.nonlocals.values())
-    return [value for value in named if isinstance(value, CachedFunction)]
+    return [value for value in named if isinstance(value, Described)]
 
 
 def _type_and_class(event: Any) -> tuple[str, type[Event] | None]:
@@ -255,11 +256,11 @@ def _rendered(templates: list[Template], value_of: Callable[[str], Any]) -> list
 
 
 def _warm_of(
-    item: "CachedFunction[Any, Any] | Warm", known: set[str] | None, where: str
+    item: "Described[Any, Any] | Warm", known: set[str] | None, where: str
 ) -> Callable[[Callable[[str], Any]], Warm]:
     if isinstance(item, Warm):
         return lambda _: item
-    if not isinstance(item, CachedFunction):
+    if not isinstance(item, Described):
         raise ConfigurationError(f"{where}: warm={item!r} is not a cached function")
     check_importable(item)
     parameters = {p.name: p for p in inspect.signature(item.uncached).parameters.values()}

@@ -19,7 +19,8 @@ from arq.jobs import serialize_job
 from arq.worker import Retry, func
 from redis.asyncio import Redis
 from tidings.errors import ConfigurationError, PermanentError, UnavailableError
-from tidings.reader import Stored
+from tidings.filling import Stored
+from tidings.functions import CachedSyncFunction
 from tidings.telemetry import process_name
 
 from .calls import NotLoadedError, decode_call, resolve
@@ -74,17 +75,17 @@ class _Target:
         function = resolve(identity)
         args, kwargs = decode_call(function, arguments)
         self.warm = Warm(function, *args, **kwargs)
-        self._call = function.call_of(*args, **kwargs)
-        self._load = partial(function.uncached, *args, **kwargs)
-        self._codec = function.codec
+        load = partial(function.uncached, *args, **kwargs)
+        if isinstance(function, CachedSyncFunction):
+            load = partial(asyncio.to_thread, load)
+        self._request = function.request(load, *args, **kwargs)
         self._reader = function.cache.reader()
-        ttl_ms = self._call.ttl_ms
-        self._lives = function.cache.settings.default_ttl if ttl_ms is None else ttl_ms / 1000
+        self._lives = self._reader.reading.filling.ttl_ms(self._request.target, ...) / 1000
         self._fresh_at = 0.0
 
     async def is_fresh(self) -> bool:
         """Say whether the entry is fresh now. Raises UnavailableError."""
-        return await self._reader.is_fresh(self._call)
+        return await self._reader.is_fresh(self._request)
 
     async def fill(self, *, renew: bool) -> Stored:
         """Load until the entry is fresh; return FRESH, or why it is not. With `renew`, load at least once.
@@ -93,7 +94,7 @@ class _Target:
         """
         stored = Stored.REFUSED
         for _ in range(_LOADS_AT_MOST):
-            stored = await self._reader.ensure(self._call, self._load, self._codec, renew=renew)
+            stored = await self._reader.ensure(self._request, renew=renew)
             if stored is Stored.UNAVAILABLE:
                 raise UnavailableError("Redis did not take the value")
             if stored is Stored.TOO_LARGE:

@@ -7,11 +7,9 @@ import asyncio
 from collections.abc import Sequence
 from datetime import date
 from itertools import cycle
-from typing import Any
 
 from tidings import Cache
-from tidings.codec import Codec
-from tidings.fence import Facts, facts_of
+from tidings.layout import born_of, facts_of
 from tidings.operations import Look
 
 from .result import CheckFailed, Round
@@ -32,7 +30,7 @@ class Audience:
     def __init__(self, cache: Cache, as_of: date) -> None:
         self.as_of = as_of
         self._cache = cache
-        self._ttl_only: TtlOnly[str, Answer] = TtlOnly((get_function_tree.options.ttl_ms or 0) / 1000)
+        self._ttl_only: TtlOnly[str, Answer] = TtlOnly((get_function_tree.options.policy.ttl_ms or 0) / 1000)
         #: the answers that a read beginning now may be given: two while an event is under way, else one
         self._right: dict[str, list[Answer]] = {}
 
@@ -65,9 +63,8 @@ class Audience:
     async def peek(self, package: str) -> Answer | None:
         """Return what tidings would serve without loading."""
         right = self._right[package]
-        codec: Codec[Any] = get_function_tree.codec
-        call = get_function_tree.call_of(package, self.as_of)
-        answer: Answer | None = await self._cache.reader().peek(call, codec, None)
+        request = get_function_tree.request(_no_load, package, self.as_of)
+        answer: Answer | None = await self._cache.reader().peek(request, None)
         if answer is not None:
             _check(package, answer, right)
         return answer
@@ -76,10 +73,12 @@ class Audience:
         """Return what a TTL-only cache answers."""
         return await self._ttl_only.get(package, lambda: asyncio.to_thread(read_tree, package, self.as_of))
 
-    async def facts(self, package: str) -> Facts | None:
-        """Return what the entry in Redis says of its load, whether it would be served or not; None: no entry."""
-        raw, _ = await self._cache.reader().store.run(Look(get_function_tree.key(package, self.as_of), ()))
-        return facts_of(raw)
+    async def loaded(self, package: str) -> tuple[str, float] | None:
+        """Return who loaded the entry in Redis and in how many ms, be it valid or not; None: no entry."""
+        found = await self._cache.reader().ask(Look((get_function_tree.key(package, self.as_of),)))
+        facts = facts_of(found.entry)
+        born = None if found.entry is None else born_of(found.entry)
+        return None if facts is None or born is None else (facts.by, born.load_us / 1000)
 
     async def keep_reading(self, now: Round, packages: Sequence[str], over: asyncio.Event) -> None:
         """Read the packages in turn until the round is over."""
@@ -94,3 +93,7 @@ def _check(package: str, answer: Answer, right: Sequence[Answer]) -> None:
     if answer not in right:
         message = f"{package}: revision {answer[1]} was served although the event of {right[-1][1]} had been applied"
         raise CheckFailed("stale read", message)
+
+
+async def _no_load() -> Answer:
+    raise AssertionError("a peek does not load")

@@ -139,11 +139,10 @@ class Play:
 
     async def _worker_loaded(self, now: Round) -> str:
         """Say how long the worker took to load the entry; raise CheckFailed when it was loaded by another."""
-        facts = await self._audience.facts(now.package)
-        if facts is None or facts.by != self._scene.worker.name:
-            loader = "nobody" if facts is None else facts.by
-            raise CheckFailed("missing warm", f"{now.package}: loaded by {loader}, not by {self._scene.worker.name}")
-        return f"the worker loaded it in {facts.load_ms:.1f} ms"
+        by, load_ms = await self._audience.loaded(now.package) or ("nobody", 0.0)
+        if by != self._scene.worker.name:
+            raise CheckFailed("missing warm", f"{now.package}: loaded by {by}, not by {self._scene.worker.name}")
+        return f"the worker loaded it in {load_ms:.1f} ms"
 
     async def _read(self, now: Round, hit: str) -> bool:
         """Read the round's package, note it, and return whether this process had to load it."""

@@ -1,0 +1,109 @@
+"""How many reads return what was invalidated before they began, when loads race with invalidations.
+
+Ours must be none of 100 000 reads, over all its modes; with the local tier none that began later after the
+acknowledgement than its bound, and how late they began is printed. `race.py` has the race. Exit code 1 when it is not
+so, or when a mode could not be tried.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from common import EXIT_FAILED, quantile, say, server, write_json
+from peers import NotThere
+from race import Mode, Tally, race
+from race_modes import MODES
+from redis import Redis
+
+#: Reads that a watch takes for one read of a race: it must see some hundred changes.
+WATCHED = 30
+
+
+@dataclass(frozen=True)
+class Result:
+    """One mode's figures, or why there are none."""
+
+    mode: Mode
+    tally: Tally
+    missing: str = ""
+
+    @property
+    def wrong(self) -> int:
+        """How many changes were still read as they had been after the mode's bound."""
+        return sum(lag > self.mode.bound for lag in self.tally.lags.values()) if self.mode.bound else self.tally.stale
+
+    @property
+    def lags(self) -> list[float]:
+        """For each change, how many seconds after its acknowledgement the last stale read began; mostly none: 0."""
+        seen = list(self.tally.lags.values())
+        return seen + [0.0] * max(0, self.tally.changes - len(seen))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is printed."""
+        if self.missing:
+            return {"missing": self.missing}
+        tally = self.tally
+        counts = {name: getattr(tally, name) for name in ("reads", "stale", "loads", "overtaken", "changes")}
+        lag_ms = {f"lag_{name}_ms": 1000 * quantile(self.lags, q) for name, q in LAGS.items()}
+        return {**counts, "ours": self.mode.ours, "bound_s": self.mode.bound, "wrong": self.wrong, **lag_ms}
+
+
+LAGS = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+
+def measure(modes: list[Mode], reads: int) -> list[Result]:
+    """Race in one mode after the other, each on an empty server."""
+    results = []
+    with server() as url, Redis.from_url(url) as client:
+        for mode in modes:
+            client.flushall()
+            try:
+                results.append(Result(mode, race(mode, url, reads * WATCHED if mode.watch else reads)))
+            except NotThere as error:
+                results.append(Result(mode, Tally(), str(error)))
+            sys.stderr.write(f"{line(results[-1])}\n")
+    return results
+
+
+def line(result: Result) -> str:
+    """Return a line of the table."""
+    if result.missing:
+        return f"| {result.mode.name:44} | not there: {result.missing.rpartition(': ')[2]} |"
+    tally = result.tally
+    counts = f"{tally.reads:8} | {tally.loads:8} | {tally.overtaken:9} | {tally.stale:8}"
+    share = f"{tally.stale / tally.reads:7.2%}"
+    lags = " / ".join(f"{1000 * quantile(result.lags, q):.1f}" for q in LAGS.values()) if tally.stale else "-"
+    return f"| {result.mode.name:44} | {counts} | {share} | {lags:>20} |"
+
+
+HEADING = (
+    f"| {'':44} |    reads |    loads | overtaken |    stale |         |   lag ms p50/p99/max |\n"
+    f"| {'-' * 44} | -------: | -------: | --------: | -------: | ------: | -------------------: |"
+)
+
+
+def main() -> int:
+    """Race, print, and return 0 when ours was never wrong and everything was there to be tried."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--reads", type=int, default=100_000, help="reads of all our modes together")
+    parser.add_argument("--only", help="modes whose name contains this")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args()
+    modes = [mode for mode in MODES if not options.only or options.only in mode.name]
+    each = -(-options.reads // max(1, sum(mode.ours and not mode.watch for mode in MODES)))
+    results = measure(modes, each)
+    own = [result for result in results if result.mode.ours]
+    reads = sum(result.tally.reads for result in own if not result.mode.watch)
+    wrong = sum(result.wrong for result in own)
+    overtaken, missing = sum(result.tally.overtaken for result in own), [one for one in own if one.missing]
+    if options.json:
+        write_json({"modes": {one.mode.name: one.as_json() for one in results}, "reads": reads, "wrong": wrong})
+    else:
+        sys.stdout.write("\n".join([HEADING, *map(line, results)]) + "\n")
+        say(f"ours: {wrong} wrong of {reads} reads; {overtaken} loads were overtaken; {len(missing)} modes not there")
+    return EXIT_FAILED if wrong or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

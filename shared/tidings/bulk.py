@@ -1,0 +1,149 @@
+"""Many keys at once, sans I/O: one round trip for all that is there, one call of the loader for all that is missing."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .errors import UnavailableError
+from .fence import judge
+from .filling import Lead
+from .layout import facts_of
+from .operations import Batch, Look, Looked, Opened
+from .reading import Reading
+from .seen import NOTHING, AwayError
+from .steps import Ask, Follow, Invoke, Steps
+from .targets import Request
+
+
+def peek_many(reading: Reading, requests: Sequence[Request], default: Any) -> Steps[list[Any]]:
+    """Return each entry's value, or `default`; see `Reading.peek`. Two exchanges at most. Raises AwayError."""
+    found = yield from _look(requests, [Look(request.target.keys) for request in requests])
+    tagged: list[int] = []
+    for index, (request, looked) in enumerate(zip(requests, found, strict=True)):
+        facts = facts_of(looked.entry)
+        if facts is not None and facts.tags:
+            request.target.know(facts.tags)
+            tagged.append(index)
+    if tagged:
+        again = yield from _look(requests, [requests[index].target.look for index in tagged])
+        for index, looked in zip(tagged, again, strict=True):
+            found[index] = looked
+    values: list[Any] = []
+    for request, looked in zip(requests, found, strict=True):
+        seen = reading.judge(request, looked)
+        reading.count(request, seen)
+        values.append(seen.value if seen.fresh else default)
+    return values
+
+
+class LeftOutError(Exception):
+    """A loader of many did not return this one. Never leaves the library."""
+
+
+def read_many(reading: Reading, requests: Sequence[Request], load: Callable[[list[int]], Any]) -> Steps[list[Any]]:
+    """Return each entry's value; `load`, given the indices that are missing, returns a mapping of them to values.
+
+    What it leaves out is NOTHING and not kept. An entry that another process loads, or this one in another call, is
+    not loaded with the others: it is waited for afterwards, and loaded by its own request if that fails, which may
+    raise LeftOutError. Raises what the load raises, and AwayError.
+    """
+    found = yield from _look(requests, [request.target.look for request in requests])
+    values: list[Any] = [NOTHING] * len(requests)
+    missing: list[int] = []
+    for index, (request, looked) in enumerate(zip(requests, found, strict=True)):
+        seen = reading.judge(request, looked)
+        reading.count(request, seen)
+        if seen.fresh:
+            values[index] = seen.value
+        else:
+            missing.append(index)
+    if not missing:
+        return values
+    leads = yield from _open(reading, requests, missing)
+    if leads:
+        loaded: Mapping[int, Any] = yield from _load(reading, requests, leads, load)
+        for index, value in loaded.items():
+            values[index] = value
+    for index in missing:
+        if index not in leads:
+            try:
+                values[index] = yield from reading.read(requests[index])
+            except LeftOutError:
+                continue
+    return values
+
+
+def _look(requests: Sequence[Request], looks: list[Look]) -> Steps[list[Looked]]:
+    try:
+        found: list[Looked] = yield Ask(Batch(looks))
+    except UnavailableError as error:
+        for request in requests:
+            request.target.counts.errors += 1
+        raise AwayError from error
+    return found
+
+
+def _open(reading: Reading, requests: Sequence[Request], missing: list[int]) -> Steps[dict[int, Lead]]:
+    """Ask for the lease on each, and return those that are ours to load."""
+    openings = [reading.filling.opening(requests[index].target, leased=True) for index in missing]
+    try:
+        answers: list[Opened] = yield Ask(Batch(openings))
+    except UnavailableError as error:
+        raise AwayError from error
+    leads: dict[int, Lead] = {}
+    for index, opening, opened in zip(missing, openings, answers, strict=True):
+        ticket = judge(requests[index].target.key, opened.head, opened.tokens).ticket
+        if ticket is not None and opened.leads and opening.lease is not None:
+            leads[index] = Lead(ticket, opening.lease.owner, opened.now_us)
+    return leads
+
+
+def _load(
+    reading: Reading, requests: Sequence[Request], leads: Mapping[int, Lead], load: Callable[[list[int]], Any]
+) -> Steps[Mapping[int, Any]]:
+    started = time.perf_counter()
+    counts = requests[0].target.counts
+    counts.loads += 1
+    try:
+        loaded: Mapping[int, Any] = yield Invoke(partial(load, list(leads)))
+        payloads = {index: requests[index].codec.encode(value) for index, value in loaded.items()}
+    except BaseException:
+        counts.load_errors += 1
+        yield Follow(_release(reading, requests, leads))
+        raise
+    load_us = round((time.perf_counter() - started) * 1e6)
+    counts.load_us.add(load_us)
+    yield Follow(
+        _fill(reading, requests, leads, {index: (loaded[index], payloads[index]) for index in loaded}, load_us)
+    )
+    return loaded
+
+
+def _fill(
+    reading: Reading,
+    requests: Sequence[Request],
+    leads: Mapping[int, Lead],
+    loaded: Mapping[int, tuple[Any, bytes]],
+    load_us: int,
+) -> Steps[None]:
+    filling, fills = reading.filling, []
+    for index, (value, payload) in loaded.items():
+        target = requests[index].target
+        fill = filling.fill(target, leads[index], payload, load_us=load_us, ttl_ms=filling.ttl_ms(target, value))
+        if fill is not None:
+            fills.append((target, fill))
+    unfilled = {index: lead for index, lead in leads.items() if index not in loaded}
+    try:
+        answers: list[bool] = yield Ask(Batch([fill for _, fill in fills]), any(target.bulk for target, _ in fills))
+    except UnavailableError:
+        requests[0].target.counts.errors += 1
+        return
+    for (target, fill), stored in zip(fills, answers, strict=True):
+        filling.count(target, fill, stored=stored)
+    yield from _release(reading, requests, unfilled)
+
+
+def _release(reading: Reading, requests: Sequence[Request], leads: Mapping[int, Lead]) -> Steps[None]:
+    for index, lead in leads.items():
+        yield from reading.filling.release(requests[index].target, lead.owner)

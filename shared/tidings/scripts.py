@@ -1,0 +1,175 @@
+"""The Lua of each operation that has to look before it writes. One call each; none needs its keys to change together.
+
+On one server a script is atomic. What each one promises holds as well when its keys are done one by one in the order
+written here, which is how a cluster will have it, but for `FILL` with result tags, whose argument (see `fence`) needs
+the log, the tokens and the entry at one instant.
+
+Times are the server's own, in microseconds and 16 digits.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha1
+
+from .layout import ENTRY, KEPT, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, VACANT
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, sent by its digest and, to a server that does not know it, once in full."""
+
+    text: str
+    digest: str
+
+    @classmethod
+    def of(cls, text: str) -> "Script":
+        """Make a script of its text."""
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _lua(value: bytes) -> str:
+    """Return a Lua string of these bytes."""
+    return "'" + "".join(f"\\{byte:03d}" for byte in value) + "'"
+
+
+_NOW = "local t = redis.call('TIME') local now = t[1] .. string.format('%06d', t[2])"
+
+# What waits for a load elsewhere is told when the lease ends, however it ends; if nobody waited, nothing is written.
+_END_LEASE = f"""
+local function end_lease(lease, done, owner, key)
+  local held = redis.pcall('GET', lease)
+  if type(held) == 'string' and string.sub(held, 1, {UNIQUE_LENGTH}) == owner then
+    redis.call('DEL', lease)
+    if string.sub(held, -2) == ' w' then redis.call('XADD', done, 'MAXLEN', '~', 1000, '*', 'key', key) end
+  end
+end
+"""
+
+# Keys: entry, tokens, lease, wakes, log.
+# Arguments: vacancy, its ms, token ms, renew?, lease's owner or '', its ms, log?, and a fresh value for each token.
+#
+# A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
+# all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
+# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's.
+OPEN = Script.of(f"""
+{_NOW}
+local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
+local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
+if kind == {_lua(ENTRY)} or kind == {_lua(KEPT)} or kind == {_lua(VACANT)} then
+  if ARGV[4] == '1' then
+    redis.call('SETRANGE', KEYS[1], {LINEAGE_START}, string.sub(ARGV[1], {LINEAGE_START + 1}))
+    head = kind .. string.sub(ARGV[1], {LINEAGE_START + 1})
+  end
+  if kind == {_lua(VACANT)} then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') end
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  head = ARGV[1]
+end
+local tokens = {{}}
+local under = string.sub(head, {LINEAGE_START + 1})
+for i = 2, #KEYS - 3 do
+  local fresh = ARGV[i + 6] .. ' ' .. now .. ' {NO_TOKEN.decode()} first use'
+  local made = redis.call('SET', KEYS[i], fresh, 'NX', 'PX', ARGV[3])
+  if not made and redis.call('TYPE', KEYS[i]).ok ~= 'string' then
+    redis.call('SET', KEYS[i], fresh, 'PX', ARGV[3])
+  end
+  local token = redis.call('GET', KEYS[i])
+  tokens[i - 1] = token
+  under = under .. string.sub(token or '', 1, {UNIQUE_LENGTH})
+end
+local leads, left, position = 1, 0, '0-0'
+if ARGV[5] ~= '' then
+  local lease, wakes = KEYS[#KEYS - 2], KEYS[#KEYS - 1]
+  local held = redis.pcall('GET', lease)
+  if type(held) == 'string' and string.sub(held, {UNIQUE_LENGTH + 1}, {UNIQUE_LENGTH} + #under) == under then
+    leads = 0
+    left = redis.call('PTTL', lease)
+    if string.sub(held, -2) ~= ' w' then redis.call('APPEND', lease, ' w') end
+    local last = redis.call('XREVRANGE', wakes, '+', '-', 'COUNT', 1)
+    position = last[1] and last[1][1] or '0-0'
+  else
+    redis.call('SET', lease, ARGV[5] .. under, 'PX', ARGV[6])
+  end
+end
+local logged = ''
+if ARGV[7] == '1' then
+  local last = redis.call('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', 1)
+  local empty = '{{"tokens":{{}},"entries":[]}}'
+  logged = last[1] and last[1][1] or redis.call('XADD', KEYS[#KEYS], '*', 'prev', '0-0', 'what', empty)
+end
+return {{head, tokens, now, leads, left, position, logged}}
+""")
+
+# Keys: entry, tokens, result tags' tokens, lease, wakes, log.
+# Arguments: lineage, head, rest, ttl ms, keep ms, number of tokens, of result tags, seen µs, last id of the log, owner
+# of the lease or '', and the tokens' values, then a fresh value for each result tag.
+#
+# A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
+FILL = Script.of(f"""
+{_NOW}
+{_END_LEASE}
+local tokens, results = tonumber(ARGV[6]), tonumber(ARGV[7])
+if ARGV[10] ~= '' then end_lease(KEYS[#KEYS - 2], KEYS[#KEYS - 1], ARGV[10], KEYS[1]) end
+if redis.pcall('GETRANGE', KEYS[1], {LINEAGE_START}, {LINEAGE_END - 1}) ~= ARGV[1] then return 0 end
+local header = {{}}
+for i = 1, tokens do header[i] = ARGV[10 + i] end
+if results > 0 then
+  local last = redis.call('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', 1)
+  local quiet, refused = last[1] and last[1][1] == ARGV[9], false
+  for i = 1, results do
+    local key = KEYS[1 + tokens + i]
+    local token = redis.pcall('GET', key)
+    local made = type(token) == 'string' and tonumber(string.sub(token, {UNIQUE_LENGTH + 2}, {UNIQUE_LENGTH + 17}))
+    if not made then
+      token = ARGV[10 + tokens + i] .. ' ' .. (quiet and ARGV[8] or now) .. ' {NO_TOKEN.decode()} first use'
+      redis.call('SET', key, token, 'PX', ARGV[5])
+      refused = refused or not quiet
+    elseif not quiet and made >= tonumber(ARGV[8]) then
+      refused = true
+    end
+    header[tokens + i] = string.sub(token, 1, {UNIQUE_LENGTH})
+  end
+  if refused then return 0 end
+end
+local value = ARGV[2] .. string.char(tokens + results) .. table.concat(header) .. now .. ARGV[3]
+redis.call('SET', KEYS[1], value, 'PX', ARGV[4])
+for i = 2, 1 + tokens + results do redis.call('PEXPIRE', KEYS[i], ARGV[5], 'GT') end
+return 1
+""")
+
+# Keys: lease, wakes. Arguments: owner, entry.
+RELEASE = Script.of(f"{_END_LEASE} end_lease(KEYS[1], KEYS[2], ARGV[1], ARGV[2])")
+
+# Keys: tokens, entries, log, applied. Tokens and tombstones first, then the log, then the word to receipts: whoever
+# hears of the invalidation finds it done.
+INVALIDATE = Script.of(f"""
+{_NOW}
+local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
+local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
+for i = 1, tokens do
+  local before = redis.pcall('GETRANGE', KEYS[i], 0, {UNIQUE_LENGTH - 1})
+  if type(before) ~= 'string' or #before ~= {UNIQUE_LENGTH} then before = '{NO_TOKEN.decode()}' end
+  local token = ARGV[value] .. ' ' .. now .. ' ' .. before .. ' ' .. ARGV[value + 1]
+  redis.call('SET', KEYS[i], token, 'PX', ARGV[3])
+  value = value + 2
+end
+for i = tokens + 1, tokens + entries do
+  local kind = redis.pcall('GETRANGE', KEYS[i], 0, {LINEAGE_START - 1})
+  if kind == {_lua(ENTRY)} or kind == {_lua(KEPT)} then live = live + 1 end
+  redis.call('SET', KEYS[i], ARGV[value], 'PX', ARGV[4])
+  value = value + 1
+end
+if ARGV[6] ~= '' then
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  local previous = last[1] and last[1][1] or '0-0'
+  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6])
+end
+if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
+return live
+""")
+
+# Keys: entry, tokens. Arguments: head with the tokens' count and values, rest, ttl ms, keep ms.
+PUT = Script.of(f"""
+{_NOW}
+redis.call('SET', KEYS[1], ARGV[1] .. now .. ARGV[2], 'PX', ARGV[3])
+for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4], 'GT') end
+""")

@@ -1,0 +1,172 @@
+"""What a URL names: the clients of redis-py that a store is built on.
+
+``redis://``, ``rediss://`` (TLS) and ``unix://`` are redis-py's, with its options behind the ``?``.
+
+``redis+sentinel://[user:password@]host:port[,host:port...]/service[/db][?options]`` (``rediss+sentinel://``: TLS, to
+sentinels and servers alike) names sentinels, which know the primary; each new connection asks them where it is, so that
+after a failover the next one leads there. User and password are the servers'. Its options are ``protocol`` (2 or 3),
+``client_name``, and ``sentinel_username`` and ``sentinel_password`` for sentinels that want their own; with TLS also
+``ssl_ca_certs``, ``ssl_cert_reqs``, ``ssl_certfile`` and ``ssl_keyfile``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+import redis.asyncio
+import redis.asyncio.retry
+import redis.asyncio.sentinel
+import redis.retry
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from .errors import ConfigurationError
+from .settings import Settings, redact
+
+#: Seconds that a blocking read may ask the server to wait.
+LONGEST_BLOCK = 1.0
+
+_ESCAPES = "special characters in user and password are written as / %2F, ? %3F, # %23, @ %40"
+
+#: What redis-py would take from the URL, against what is built on it here.
+_REFUSED_OPTIONS = {
+    "decode_responses": "tidings reads bytes; leave it out",
+    "socket_timeout": "set operation_timeout (TIDINGS_OPERATION_TIMEOUT) in its place",
+}
+
+_SENTINEL_OPTIONS = {"protocol", "client_name", "sentinel_username", "sentinel_password"}
+_TLS_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile"}
+
+#: A sentinel that does not answer must leave time to ask the others, and to connect.
+_SENTINEL_SHARE = 0.25
+
+_Client = TypeVar("_Client", redis.Redis, redis.asyncio.Redis)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers(Generic[_Client]):
+    """Clients that connect when they are first used."""
+
+    #: how errors name the server
+    where: str
+    client: _Client
+    #: for reads that block up to LONGEST_BLOCK
+    blocking: _Client
+    #: to be closed with the others
+    sentinels: tuple[_Client, ...] = ()
+
+
+def async_servers(settings: Settings) -> Servers[redis.asyncio.Redis]:
+    """Make clients for one event loop, without timeouts on their sockets: see `RedisStore`.
+
+    Raises ConfigurationError for a URL that cannot be meant.
+    """
+    return _servers(
+        settings, redis.asyncio.Redis, redis.asyncio.sentinel.Sentinel, redis.asyncio.retry.Retry(NoBackoff(), 0), None
+    )
+
+
+def sync_servers(settings: Settings) -> Servers[redis.Redis]:
+    """Make clients for threads. Raises ConfigurationError for a URL that cannot be meant."""
+    retry = redis.retry.Retry(NoBackoff(), 0)
+    return _servers(settings, redis.Redis, redis.sentinel.Sentinel, retry, settings.operation_timeout)
+
+
+def _servers(
+    settings: Settings, kind: type[_Client], sentinel: Callable[..., Any], retry: Any, socket_timeout: float | None
+) -> Servers[_Client]:
+    """`retry` is never: newer versions of redis-py send a command again, and an XADD would add two events.
+
+    A client for blocking reads needs a socket timeout above BLOCK: one below it would raise while all is well.
+    """
+    url = settings.url.get_secret_value() if settings.url is not None else ""
+    _check(url)
+    patient = None if socket_timeout is None else socket_timeout + LONGEST_BLOCK
+    common = {"socket_connect_timeout": settings.operation_timeout, "retry": retry}
+    try:
+        if "+sentinel://" in url:
+            servers = _behind_sentinels(url, kind, sentinel, common, (socket_timeout, patient))
+        else:
+            client, blocking = (kind.from_url(url, socket_timeout=t, **common) for t in (socket_timeout, patient))
+            servers = Servers(redact(url), client, blocking)
+        pool = servers.client.connection_pool
+        # Not connected, only made: otherwise the first command would find out about options that redis-py lacks.
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError, RedisError):
+        raise ConfigurationError(
+            f"the URL {redact(url)} is not valid: redis-py does not take one of the options behind its '?'"
+        ) from None
+    return servers
+
+
+def _behind_sentinels(
+    url: str, kind: type[_Client], sentinel: Callable[..., Any], common: dict[str, Any], timeouts: tuple[Any, Any]
+) -> Servers[_Client]:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    service, _, database = parts.path.strip("/").partition("/")
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    own = {"username": options.pop("sentinel_username", None), "password": options.pop("sentinel_password", None)}
+    shared: dict[str, Any] = {name: options.pop(name) for name in _TLS_OPTIONS & options.keys()}
+    if parts.scheme == "rediss+sentinel":
+        shared["ssl"] = True
+    own = {**common, **shared, **own, "socket_timeout": common["socket_connect_timeout"] * _SENTINEL_SHARE}
+    own["socket_connect_timeout"] = own["socket_timeout"]
+    servers = {**common, **shared, **options, "db": int(database or 0)}
+    servers |= {"username": unquote(user) or None, "password": unquote(password) or None}
+    asked = sentinel([_address(host) for host in hosts.split(",")], sentinel_kwargs=own)
+    client, blocking = (
+        asked.master_for(unquote(service), redis_class=kind, socket_timeout=timeout, **servers) for timeout in timeouts
+    )
+    return Servers(redact(url), client, blocking, tuple(asked.sentinels))
+
+
+def _address(host: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "", parts.port or 26379
+
+
+def _check(url: str) -> None:
+    """Raise ConfigurationError for a URL that cannot be meant, without repeating what may be a password."""
+    scheme, _, _ = url.partition("://")
+    if scheme == "redis+cluster":
+        raise ConfigurationError("redis+cluster:// is not supported yet: name one server, or sentinels")
+    sentinel = scheme.endswith("+sentinel")
+    if scheme.removesuffix("+sentinel") not in {"redis", "rediss"} | (set() if sentinel else {"unix"}):
+        raise ConfigurationError(
+            "the URL does not start with redis://, rediss://, unix://, redis+sentinel:// or memory://"
+        )
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2].split(",") if sentinel else []
+        for address in [urlsplit(f"//{host}") for host in hosts] or [parts]:
+            _ = address.port
+            (address.hostname or "").encode("idna")
+            if sentinel and not address.hostname:
+                raise ValueError  # noqa: TRY301 handled with the rest
+    except ValueError:
+        raise ConfigurationError(f"the URL has no valid host and port; {_ESCAPES}") from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigurationError(f"the URL has an @ behind its host; {_ESCAPES}")
+    options = parse_qs(parts.query, keep_blank_values=True)
+    for option in options.keys() & _REFUSED_OPTIONS.keys():
+        raise ConfigurationError(f"the URL {redact(url)} has the option {option}: {_REFUSED_OPTIONS[option]}")
+    if not set(options.get("protocol", ())) <= {"2", "3"}:
+        raise ConfigurationError(f"the URL {redact(url)}: protocol must be 2 or 3")
+    if sentinel:
+        _check_sentinel(url, parts.path, options.keys() - (_TLS_OPTIONS if scheme == "rediss+sentinel" else set()))
+
+
+def _check_sentinel(url: str, path: str, options: set[str]) -> None:
+    service, _, database = path.strip("/").partition("/")
+    if not service or not (database or "0").isdecimal():
+        raise ConfigurationError(f"the URL {redact(url)} does not end with /service or /service/database number")
+    if unknown := sorted(options - _SENTINEL_OPTIONS):
+        raise ConfigurationError(
+            f"the URL {redact(url)} has the option {unknown[0]}; with sentinels it may be one of "
+            f"{', '.join(sorted(_SENTINEL_OPTIONS))}, and with rediss+sentinel:// {', '.join(sorted(_TLS_OPTIONS))}"
+        )

@@ -1,0 +1,108 @@
+"""What all drivers of one cache have in common, in all event loops and threads of a process."""
+
+from math import inf
+from typing import Any
+
+from .breaker import Breaker
+from .keys import Keyspace
+from .local import LocalTier
+from .memory import Memory
+from .operations import Invalidate, Ping
+from .sealing import Sealer
+from .servers import sync_servers
+from .settings import Settings, redact
+from .store import SyncRedisStore
+from .tail import Tail
+from .targets import Call, Target, target
+from .telemetry import Telemetry, log
+
+
+class Shared:
+    """Settings and keys, the local tier and its tail, the breaker, counters; and memory where there is no server."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.url.get_secret_value() if settings.url is not None else "memory://"
+        self.settings = settings
+        self.keys = Keyspace(settings.prefix, settings.version)
+        self.telemetry = Telemetry(server=redact(url))
+        self.sealer = Sealer(settings)
+        self.tier = LocalTier(settings.local_max_entries, settings.local_max_bytes)
+        self.memory = Memory() if url.startswith("memory://") else None
+        #: what is kept while Redis is away, if anything
+        self.outage = (
+            Memory(max_bytes=settings.outage_max_bytes) if self.memory is None and settings.outage_ttl else None
+        )
+        self.tail: Tail | None = None
+        self._prober: SyncRedisStore | None = None
+        if self.memory is None:
+            self._prober = SyncRedisStore.connect(settings)
+            self.tail = Tail(self._tail_client, self.keys.log, self.tier, self._tail_changed)
+        else:
+            self.tier.alive(inf)
+            self.memory.listeners.append(self.tier.applied)
+        self.breaker = Breaker(self._probe, self._availability)
+
+    def target(self, call: Call) -> Target:
+        """Return where everything of a call is."""
+        made = target(call, self.keys, self.telemetry.of(call.namespace, call.label))
+        if call.policy.local_ttl_ms:
+            made.slot = self.tier.get(made.key)
+        return made
+
+    def note(self) -> int | None:
+        """Return the position of the local tier; see `LocalTier.note`. The first time, begin to follow the log."""
+        if self.tail is not None:
+            self.tail.start()
+        return self.tier.note()
+
+    def invalidated(self, operation: Invalidate) -> None:
+        """Apply an invalidation to what is held here, without waiting to hear of it: who invalidates reads its own."""
+        self.tier.applied(operation.causes, operation.entries, operation.patterns)
+        if self.outage is not None:
+            if operation.patterns:
+                self.outage.forget()
+            self.outage.run(operation)
+
+    def health(self) -> dict[str, Any]:
+        """Return what is known without asking: whether reads ask Redis, and how far the tail is behind."""
+        found: dict[str, Any] = {
+            "server": self.telemetry.server,
+            "reads": "cached" if self.breaker.closed else "direct",
+        }
+        lag = None if self.tail is None else self.tail.lag
+        found["local_tier"] = {
+            "alive": self.tier.clock() < self.tier.alive_until,
+            "entries": len(self.tier),
+            "bytes": self.tier.bytes,
+            "evictions": self.tier.evictions,
+            "lag_ms": None
+            if lag is None
+            else {name: round(getattr(lag, name) * 1e3, 3) for name in ("last", "p50", "p99", "max")},
+        }
+        return found
+
+    def stop(self) -> None:
+        """End the threads; the tail begins again when it is needed."""
+        self.breaker.stop()
+        if self.tail is not None:
+            self.tail.stop()
+        if self._prober is not None:
+            self._prober.close()
+
+    def _probe(self) -> None:
+        if self._prober is not None:
+            self._prober.run(Ping())
+
+    def _availability(self, away: bool, reason: str) -> None:
+        self.telemetry.availability(away, reason)
+        if self.outage is not None and not away:
+            self.outage.forget()
+
+    def _tail_client(self) -> Any:
+        return sync_servers(self.settings).blocking
+
+    def _tail_changed(self, alive: bool, reason: str) -> None:
+        if alive:
+            log.info("local_tier_alive", server=self.telemetry.server)
+        else:
+            log.warning("local_tier_lost", server=self.telemetry.server, reason=reason)

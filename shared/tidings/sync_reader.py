@@ -1,0 +1,164 @@
+"""The driver of `reading` for all threads of a process.
+
+async or threads: each thread carries out its own reads, and blocks in Redis and in the load; nothing is handed to a
+pool that could be full. Only what outlives its caller gets a thread (`threadflight`).
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+from .breaker import Breaker
+from .codec import Codec
+from .errors import DecodeError, UnavailableError
+from .fence import hit
+from .filling import Filling, Stored
+from .operations import Looked, Operation
+from .reading import Reading
+from .sealing import SEALED
+from .seen import AwayError
+from .shared import Shared
+from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
+from .store import SyncStore
+from .targets import Request, Target
+from .threadflight import ThreadFlights
+from .wakes import wait_in_thread
+
+T = TypeVar("T")
+
+
+class SyncReader:
+    """Reads and fills for threads; the methods are those of `reader.Reader`, blocking."""
+
+    def __init__(
+        self, store: SyncStore, shared: Shared, *, outage: "SyncReader | None" = None, main: bool = True
+    ) -> None:
+        self.store = store
+        self.flights = ThreadFlights()
+        self.outage = outage
+        self.breaker = shared.breaker if main else Breaker.never()
+        settings, sealer = shared.settings, shared.sealer
+        tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
+        filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
+        note = shared.note if main else _no_note
+        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights)
+        self._encrypts = sealer.encrypts
+        self._most_refreshes = settings.max_refreshes
+
+    def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
+        """See `Reader.hit`."""
+        try:
+            entry, *tokens = self.store.read(wanted.keys)
+        except UnavailableError as error:
+            wanted.counts.errors += 1
+            self.breaker.failed(error)
+            raise AwayError from error
+        payload = hit(entry, tokens)
+        if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
+            try:
+                value = codec.decode(payload)
+            except DecodeError:
+                return Looked(entry, tokens)
+            counts = wanted.counts
+            counts.hits += 1
+            counts.bytes_read += len(payload)
+            self.reading.sample_age(wanted, entry or b"")
+            return value
+        return Looked(entry, tokens)
+
+    def read(self, request: Request, looked: Looked | None = None) -> Any:
+        """See `Reader.read`."""
+        if self.breaker.closed:
+            try:
+                return self.drive(self.reading.read(request, looked))
+            except AwayError:
+                pass
+        return self.read_without(request)
+
+    def read_without(self, request: Request) -> Any:
+        """See `Reader.read_without`."""
+        if self.outage is not None and not self.breaker.closed:
+            return self.outage.read(request)
+        return request.load()
+
+    def refresh(self, request: Request) -> Any:
+        """See `Reader.refresh`."""
+        try:
+            return self.drive(self.reading.refresh(request))
+        except AwayError:
+            return request.load()
+
+    def ensure(self, request: Request, *, renew: bool = False) -> Stored:
+        """See `Reading.ensure`."""
+        try:
+            return self.drive(self.reading.ensure(request, renew=renew))
+        except AwayError:
+            return Stored.UNAVAILABLE
+
+    def peek(self, request: Request, default: Any) -> Any:
+        """See `Reader.peek`."""
+        if not self.breaker.closed:
+            return default
+        try:
+            return self.drive(self.reading.peek(request, default))
+        except AwayError:
+            return default
+
+    def put(self, requests: Sequence[Request], values: Sequence[Any]) -> None:
+        """See `Filling.put`."""
+        self.drive(self.reading.filling.put(requests, values))
+
+    def ask(self, operation: Operation[T]) -> T:
+        """See `Reader.ask`."""
+        try:
+            result = self.store.run(operation)
+        except UnavailableError as error:
+            self.breaker.failed(error)
+            raise
+        self.breaker.succeeded()
+        return result
+
+    def close(self, drain_timeout: float | None = None) -> None:
+        """Wait for what runs in the background, then close the connections; a later command opens new ones."""
+        self.flights.drain(drain_timeout)
+        if self.outage is not None:
+            self.outage.close(drain_timeout)
+        self.store.close()
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Carry out steps to their end."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    result = self._carry_out(step)
+                except BaseException as error:  # noqa: BLE001 an interrupted load still has a lease to give up
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as done:
+            return cast("T", done.value)
+
+    def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
+        match step:
+            case Ask(operation):
+                return self.ask(operation)
+            case Admit(operation):
+                return (b"" if operation.lease is None else operation.lease.owner), self.ask(operation)
+            case Invoke(load):
+                return load()
+            case Fly(identity, make, timeout):
+                return self.flights.join(identity, lambda: self.drive(make()), timeout)
+            case Follow(following):
+                return self.drive(following)
+            case Outcome(handle):
+                return handle
+            case Behind(key, make):
+                return self.flights.behind(key, lambda: self.drive(make()), self._most_refreshes)
+            case Wait():
+                client = getattr(self.store, "blocking", None)
+                return None if client is None else wait_in_thread(client, step, time.monotonic)
+
+
+def _no_note() -> None:
+    """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""

@@ -62,12 +62,14 @@ class Tally:
     #: loads that a change overtook: what they saw was no longer true when they returned
     overtaken: int = 0
     changes: int = 0
+    #: reads that raised; ours may not
+    failed: int = 0
     #: seconds after the acknowledgement at which the last stale read of a change began, by key and version
     lags: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, other: "Tally") -> None:
         """Count what another process has seen."""
-        for name in ("reads", "stale", "loads", "overtaken", "changes"):
+        for name in ("reads", "stale", "loads", "overtaken", "changes", "failed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for change, lag in other.lags.items():
             self.lags[change] = max(lag, self.lags.get(change, 0.0))
@@ -123,7 +125,7 @@ class Mode:
     watch: bool = False
 
 
-async def read(subject: Subject, loader: Loader, reads: int, numbers: range, pause: float) -> None:
+async def read(subject: Subject, loader: Loader, reads: int, numbers: range, pause: float, *, strict: bool) -> None:
     """Be one reader."""
     truth, tally = loader.truth, loader.tally
     for _ in range(reads):
@@ -131,8 +133,14 @@ async def read(subject: Subject, loader: Loader, reads: int, numbers: range, pau
         number = random.choice(numbers)
         acknowledged = truth.acknowledged[number]
         began = time.monotonic_ns()
-        version = (await subject.read(number)).version
         tally.reads += 1
+        try:
+            version = (await subject.read(number)).version
+        except Exception:
+            if strict:
+                raise
+            tally.failed += 1
+            continue
         if version < acknowledged:
             tally.stale += 1
             lag = max(0, began - truth.acknowledged_ns[number]) / 1e9
@@ -160,7 +168,7 @@ async def take_part(mode: Mode, url: str, truth: Truth, pipe: Connection, reads:
     async with mode.open(url, loader) as subject:
         if reads:
             numbers, readers, pause = (range(1), 1, 0.0) if mode.watch else (range(KEYS), READERS, PAUSE)
-            work = [partial(read, subject, loader, reads // readers, numbers, pause)] * readers
+            work = [partial(read, subject, loader, reads // readers, numbers, pause, strict=mode.ours)] * readers
         else:
             parts = [range(1)] if mode.watch else [range(first, KEYS, WRITERS) for first in range(WRITERS)]
             work = [partial(write, subject, loader, part, pipe.poll) for part in parts]

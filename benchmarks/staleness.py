@@ -44,7 +44,7 @@ class Result:
         if self.missing:
             return {"missing": self.missing}
         tally = self.tally
-        counts = {name: getattr(tally, name) for name in ("reads", "stale", "loads", "overtaken", "changes")}
+        counts = {name: getattr(tally, name) for name in ("reads", "stale", "loads", "overtaken", "changes", "failed")}
         lag_ms = {f"lag_{name}_ms": 1000 * quantile(self.lags, q) for name, q in LAGS.items()}
         return {**counts, "ours": self.mode.ours, "bound_s": self.mode.bound, "wrong": self.wrong, **lag_ms}
 
@@ -101,6 +101,9 @@ def main() -> int:
         write_json({"modes": {one.mode.name: one.as_json() for one in results}, "reads": reads, "wrong": wrong})
     else:
         sys.stdout.write("\n".join([HEADING, *map(line, results)]) + "\n")
+        for result in results:
+            if result.tally.failed:
+                say(f"{result.mode.name}: {result.tally.failed} reads raised")
         say(f"ours: {wrong} wrong of {reads} reads; {overtaken} loads were overtaken; {len(missing)} modes not there")
     return EXIT_FAILED if wrong or missing else 0
 

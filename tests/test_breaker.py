@@ -407,12 +407,15 @@ def test_a_stopped_breaker_changes_no_more(make, changes):
     assert changes.states == ["open"]
 
 
-def test_a_breaker_that_was_stopped_while_closed_starts_no_thread(make, changes):
-    breaker = make(never_asked)
-    breaker.stop()
+def test_a_stopped_breaker_is_closed_and_opens_again_at_the_next_failure(make, changes):
+    server = Server()
+    breaker = make(server.probe, wait=Sleep(60))
     breaker.failed(AWAY)
+    breaker.stop()
     assert breaker.closed
-    assert changes == []
+    breaker.failed(AWAY)
+    assert not breaker.closed
+    assert changes.states == ["open", "open"]
 
 
 def in_a_forked_child(check):

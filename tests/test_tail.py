@@ -317,9 +317,10 @@ def test_what_is_written_to_an_empty_log_and_deleted_at_once_is_a_gap(follower, 
     back(follower, "is not there any more")
 
 
-def test_a_log_trimmed_behind_the_position_is_none(follower, dropped):
+def test_a_log_trimmed_behind_the_position_is_none(follower, dropped, heard):
     for _ in range(5):
         follower.invalidate("tag:other")
+    heard(follower)
     slot = follower.put()
     follower.client.xtrim(follower.keys.log, maxlen=1, approximate=False)
     follower.invalidate(TAG)
@@ -440,7 +441,7 @@ def test_a_restarted_server_that_forgot_everything_is_a_gap(follow, until, tmp_p
         port = server.port
         follower = follow(f"redis://127.0.0.1:{port}")
         follower.invalidate(TAG)
-        slot = follower.put()
+        slot = follower.put(tokens=("all", "tag:other"))
     until(lambda: follower.tier.note() is None, "the tier to be bypassed")
     with ValkeyServer(port=port):
         until(lambda: follower.tier.note() is not None, "the tail to be back")
@@ -590,7 +591,9 @@ def test_a_forked_child_begins_empty_and_follows_for_itself(follower, until, dro
             os._exit(not all(facts))
         finally:
             os._exit(2)
+    os.close(tell)
     assert os.read(told, 1) == b"x"
+    os.close(told)
     assert slot.expires > 0
     follower.invalidate(TAG)
     dropped(slot)

@@ -15,7 +15,7 @@ step 4 it finds that one of the value's names was invalidated behind the noted p
 other way round the value is there, and is dropped. In both orders:
 
     served  =>  the log as far as it is applied has no invalidation of the value's names behind the position noted
-            =>  what was looked up or loaded after the note is older than no invalidation that is applied here
+            =>  what was looked up or loaded after the note is as new as every invalidation of it applied here
 
 What the tier cannot know is an invalidation that is acknowledged and not applied here yet: between 2 and 3 the old
 value is served. That is the *lag*, usually below a millisecond, which the tail measures; `alive_until` bounds it when

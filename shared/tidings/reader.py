@@ -38,6 +38,9 @@ class Reader:
         self.flights = Flights()
         self.outage = outage
         self.breaker = shared.breaker if main else Breaker.never()
+        # What memory answers in an outage says nothing of the server.
+        self._failed = shared.failed if main else _ignore
+        self._succeeded = shared.succeeded if main else _ignore
         settings, sealer = shared.settings, shared.sealer
         tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
         filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
@@ -59,7 +62,7 @@ class Reader:
             entry, *tokens = await self.store.read(wanted.keys, bulk=wanted.bulk)
         except UnavailableError as error:
             wanted.counts.errors += 1
-            self.breaker.failed(error)
+            self._failed(error)
             raise AwayError from error
         payload = hit(entry, tokens)
         if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
@@ -88,16 +91,19 @@ class Reader:
 
         The outage's store is for outages alone: what it holds nobody can invalidate from elsewhere.
         """
+        request.target.counts.direct += 1
         if self.outage is not None and not self.breaker.closed:
             return await self.outage.read(request)
         return await request.load()
 
     async def refresh(self, request: Request) -> Any:
         """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load."""
-        try:
-            return await self.drive(self.reading.refresh(request))
-        except AwayError:
-            return await request.load()
+        if self.breaker.closed:
+            try:
+                return await self.drive(self.reading.refresh(request))
+            except AwayError:
+                pass
+        return await self.read_without(request)
 
     async def ensure(self, request: Request, *, renew: bool = False) -> Stored:
         """See `Reading.ensure`."""
@@ -108,12 +114,13 @@ class Reader:
 
     async def peek(self, request: Request, default: Any) -> Any:
         """Return the entry's value, or `default` where there is none or Redis is away."""
-        if not self.breaker.closed:
-            return default
-        try:
-            return await self.drive(self.reading.peek(request, default))
-        except AwayError:
-            return default
+        if self.breaker.closed:
+            try:
+                return await self.drive(self.reading.peek(request, default))
+            except AwayError:
+                pass
+        request.target.counts.direct += 1
+        return default
 
     async def is_fresh(self, request: Request) -> bool:
         """Say whether a read would be served from the cache now. Raises UnavailableError."""
@@ -131,9 +138,9 @@ class Reader:
         try:
             result = await self.store.run(operation, bulk=bulk)
         except UnavailableError as error:
-            self.breaker.failed(error)
+            self._failed(error)
             raise
-        self.breaker.succeeded()
+        self._succeeded(operation)
         return result
 
     async def aclose(self, drain_timeout: float | None = None) -> None:
@@ -207,3 +214,7 @@ class Reader:
 
 def _no_note() -> None:
     """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
+
+
+def _ignore(_: object) -> None:
+    """Take no note."""

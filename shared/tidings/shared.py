@@ -3,11 +3,12 @@
 from math import inf
 from typing import Any
 
-from .breaker import Breaker
+from .breaker import Breaker, is_answer
+from .errors import UnavailableError
 from .keys import Keyspace
 from .local import LocalTier
 from .memory import Memory
-from .operations import Invalidate, Ping
+from .operations import Invalidate, Look, Operation, Ping
 from .sealing import Sealer
 from .servers import sync_servers
 from .settings import Settings, redact
@@ -80,6 +81,18 @@ class Shared:
             else {name: round(getattr(lag, name) * 1e3, 3) for name in ("last", "p50", "p99", "max")},
         }
         return found
+
+    def failed(self, error: UnavailableError) -> None:
+        """Take note of an operation that failed: Redis is away, or it answers and refuses."""
+        self.breaker.failed(error)
+        if is_answer(error):
+            self.telemetry.refused(str(error))
+
+    def succeeded(self, operation: Operation[Any]) -> None:
+        """Take note of one that went through: Redis is there, and if it was no mere look it takes what is written."""
+        self.breaker.succeeded()
+        if not isinstance(operation, Look):
+            self.telemetry.accepted()
 
     def stop(self) -> None:
         """End the threads; the tail begins again when it is needed."""

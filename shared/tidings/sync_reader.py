@@ -37,6 +37,9 @@ class SyncReader:
         self.flights = ThreadFlights()
         self.outage = outage
         self.breaker = shared.breaker if main else Breaker.never()
+        # What memory answers in an outage says nothing of the server.
+        self._failed = shared.failed if main else _ignore
+        self._succeeded = shared.succeeded if main else _ignore
         settings, sealer = shared.settings, shared.sealer
         tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
         filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
@@ -51,7 +54,7 @@ class SyncReader:
             entry, *tokens = self.store.read(wanted.keys)
         except UnavailableError as error:
             wanted.counts.errors += 1
-            self.breaker.failed(error)
+            self._failed(error)
             raise AwayError from error
         payload = hit(entry, tokens)
         if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
@@ -77,16 +80,19 @@ class SyncReader:
 
     def read_without(self, request: Request) -> Any:
         """See `Reader.read_without`."""
+        request.target.counts.direct += 1
         if self.outage is not None and not self.breaker.closed:
             return self.outage.read(request)
         return request.load()
 
     def refresh(self, request: Request) -> Any:
         """See `Reader.refresh`."""
-        try:
-            return self.drive(self.reading.refresh(request))
-        except AwayError:
-            return request.load()
+        if self.breaker.closed:
+            try:
+                return self.drive(self.reading.refresh(request))
+            except AwayError:
+                pass
+        return self.read_without(request)
 
     def ensure(self, request: Request, *, renew: bool = False) -> Stored:
         """See `Reading.ensure`."""
@@ -97,12 +103,13 @@ class SyncReader:
 
     def peek(self, request: Request, default: Any) -> Any:
         """See `Reader.peek`."""
-        if not self.breaker.closed:
-            return default
-        try:
-            return self.drive(self.reading.peek(request, default))
-        except AwayError:
-            return default
+        if self.breaker.closed:
+            try:
+                return self.drive(self.reading.peek(request, default))
+            except AwayError:
+                pass
+        request.target.counts.direct += 1
+        return default
 
     def put(self, requests: Sequence[Request], values: Sequence[Any]) -> None:
         """See `Filling.put`."""
@@ -113,9 +120,9 @@ class SyncReader:
         try:
             result = self.store.run(operation)
         except UnavailableError as error:
-            self.breaker.failed(error)
+            self._failed(error)
             raise
-        self.breaker.succeeded()
+        self._succeeded(operation)
         return result
 
     def close(self, drain_timeout: float | None = None) -> None:
@@ -162,3 +169,7 @@ class SyncReader:
 
 def _no_note() -> None:
     """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
+
+
+def _ignore(_: object) -> None:
+    """Take no note."""

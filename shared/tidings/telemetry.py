@@ -4,6 +4,12 @@
 | --- | --- | --- | --- |
 | ``cache_unavailable`` | warning | ``server``, ``error`` | reads load directly from now on |
 | ``cache_available`` | info | ``server`` | reads are cached again |
+| ``cache_refused`` | warning | ``server``, ``error`` | it answers and refuses: out of memory, read only |
+| ``cache_accepted`` | info | ``server`` | it takes what is written again |
+| ``breaker_probe_failed`` | error | | the probe of an absent Redis raised what it should not |
+| ``breaker_listener_failed`` | error | | telling of a change of state failed |
+| ``breaker_thread_not_started`` | error | | no thread for the probe: reads keep asking |
+| ``background_failed`` | error | ``key`` | a thread of a load in the background failed |
 | ``cache_in_memory`` | warning | | no URL is configured: this process caches for itself |
 | ``value_too_large`` | warning | ``function``, ``bytes``, ``limit`` | served but not cached; said once a function |
 | ``load_failed_unheard`` | error | ``ticket`` | a load failed after all its callers had gone |
@@ -120,8 +126,10 @@ class Counts:
     too_large: int = 0
     #: bytes found that are not a value of the function's type
     undecodable: int = 0
-    #: reads and fills that Redis did not answer; each read loaded directly
+    #: operations of reads and fills that Redis did not carry out
     errors: int = 0
+    #: reads that did without Redis: it did not answer, or had not before
+    direct: int = 0
     #: encoded bytes of what was served from Redis, and of what was filled
     bytes_read: int = 0
     bytes_filled: int = 0
@@ -169,6 +177,7 @@ class Telemetry:
     server: str
     _counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _refusing: bool = False
     _said: set[str] = field(default_factory=set)
 
     def of(self, namespace: str, label: str) -> Counts:
@@ -185,6 +194,18 @@ class Telemetry:
             log.warning("cache_unavailable", server=self.server, error=reason)
         else:
             log.info("cache_available", server=self.server)
+
+    def refused(self, reason: str) -> None:
+        """Say, once until it is over, that Redis answers and does not do what it is asked."""
+        if not self._refusing:
+            self._refusing = True
+            log.warning("cache_refused", server=self.server, error=reason)
+
+    def accepted(self) -> None:
+        """Say that Redis does what it is asked again, if it did not before."""
+        if self._refusing:
+            self._refusing = False
+            log.info("cache_accepted", server=self.server)
 
     def too_large(self, counts: Counts, function: str, size: int, limit: int) -> None:
         """Count a value over the limit; say so once for each function."""

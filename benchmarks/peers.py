@@ -5,7 +5,6 @@ variants apart. "Best" was tried: cashews' default pool of 10 connections is slo
 fastapi-cache2, which is handed a client, is faster with a blocking pool of 50 than with redis-py's default.
 """
 
-import inspect
 import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -42,22 +41,11 @@ for _name in ("aiocache", "cashews", "fastapi_cache"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # an outage would log a traceback for each call
 
 
-class NotThere(Exception):  # noqa: N818 not an error: this version cannot do it
-    """What is to be measured does not exist here."""
-
-
-def supports(*options: str) -> bool:
-    """Say whether our `cached` takes these options."""
-    return set(options) <= set(inspect.signature(Cache.cached).parameters)
-
-
 @asynccontextmanager
 async def tidings(
     url: str, space: str = "ours", *, tags: Sequence[str] = TAGS, deadline: float = 2.0, **options: Any
 ) -> AsyncIterator[Decorator]:
     """Ours; `options` are those of `cached`, `deadline` is how many seconds Redis has for an operation."""
-    if missing := [option for option in options if not supports(option)]:
-        raise NotThere(f"cached has no {', '.join(missing)}")
     async with Cache(url, operation_timeout=deadline) as cache:
         yield cache.cached(namespace=space, ttl=TTL, tags=list(tags), **options)
 

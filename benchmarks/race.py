@@ -24,7 +24,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from common import fail
-from peers import NotThere
 from pydantic import BaseModel
 
 KEYS = 32
@@ -192,14 +191,12 @@ def process(mode: Mode, url: str, truth: Truth, pipe: Connection, reads: int) ->
     """Take part, and send what was seen, or why not."""
     try:
         pipe.send(asyncio.run(take_part(mode, url, truth, pipe, reads)))
-    except NotThere as error:
-        pipe.send(error)
     except Exception:  # noqa: BLE001 the parent ends the run with it
         pipe.send(traceback.format_exc())
 
 
 def race(mode: Mode, url: str, reads: int) -> Tally:
-    """Let so many reads race with a writer; raises NotThere when this version cannot do it."""
+    """Let so many reads race with a writer."""
     context = multiprocessing.get_context("spawn")
     truth, total = Truth(), Tally()
     pipes: list[Connection] = []
@@ -231,8 +228,6 @@ def _receive(mode: Mode, pipe: Connection) -> Any:
     if not pipe.poll(WAIT_SECONDS):
         fail(f"{mode.name}: a process did not answer")
     got = pipe.recv()
-    if isinstance(got, NotThere):
-        raise got
     if isinstance(got, str) and got != "ready":
         fail(f"{mode.name}: {got}")
     return got

@@ -14,10 +14,8 @@ import peers
 from aiocache.serializers import PickleSerializer
 from cashews import Cache as Cashews
 from fastapi_cache import FastAPICache
-from peers import NotThere
 from race import Loader, Mode, Subject, Versioned
 from tidings import Cache
-from tidings.errors import ConfigurationError
 
 TTL = 600
 #: So short that entries expire while they are raced for.
@@ -45,14 +43,8 @@ async def ours(
         options["result_tags"] = lambda result: [row(result.number)]
     elif by == "pattern":
         options["key"] = "row-{number}-"
-    if missing := [option for option in options if not peers.supports(option)]:
-        raise NotThere(f"cached has no {', '.join(missing)}")
     async with Cache(url) as cache:
-        decorate: Any = cache.cached(namespace=NAMESPACE, ttl=ttl, **options)
-        try:
-            cached = decorate(function_of(loader, blocking=blocking))
-        except ConfigurationError as error:
-            raise NotThere(str(error)) from None
+        cached: Any = cache.cached(namespace=NAMESPACE, ttl=ttl, **options)(function_of(loader, blocking=blocking))
         owner: Any = cache.sync if blocking else cache
         yield Subject(awaitable(cached), awaitable(invalidation(owner, cached, by)))
 
@@ -62,8 +54,6 @@ def invalidation(cache: Any, cached: Any, by: str) -> Callable[[int], Any]:
     if by == "entry":
         return cached.invalidate  # type: ignore[no-any-return]
     if by == "pattern":
-        if not hasattr(cache, "invalidate_pattern"):
-            raise NotThere("the cache has no invalidate_pattern")
         return lambda number: cache.invalidate_pattern(f"*row-{number}-*", namespace=NAMESPACE)
     return lambda number: cache.invalidate_tags(row(number))
 

@@ -33,9 +33,6 @@ def main() -> int:
         write_json({"uvloop": run.uvloop, "rows": report})
     else:
         sys.stdout.write(table(outcomes) + "\n")
-        for row, outcome in outcomes:
-            for note in outcome.notes:
-                say(f"{row.name}: {note}")
         for row in unmet:
             say(f"NOT met: {row.title}, at most {row.bar}")
     return EXIT_FAILED if unmet else 0

@@ -16,11 +16,10 @@ import peers
 import redis
 from common import Samples, Times, fail, rounds, server
 from payloads import TAGS, Payload, immutable, large, small
-from peers import Decorator, NotThere
+from peers import Decorator
 from redis.asyncio import Redis
-from rows import NOTHING, OURS, Outcome, Row, Run
+from rows import OURS, Outcome, Row, Run
 from tidings import Cache
-from tidings.errors import ConfigurationError
 
 Call = Callable[[int], Awaitable[Any]]
 #: Makes calls, and returns what one took in ms.
@@ -95,17 +94,14 @@ class Contest:
     """The calls of one row, by column."""
 
     def __init__(self, payload: Payload, stack: AsyncExitStack) -> None:
-        self.payload, self.calls, self.missing = payload, dict[str, Call](), dict[str, str]()
+        self.payload, self.calls = payload, dict[str, Call]()
         self._stack = stack
 
     async def enter(self, variants: Variants) -> None:
         """Decorate the payload's function with each."""
         for column, variant in variants.items():
-            try:
-                decorate = await self._stack.enter_async_context(variant)
-                self._add(column, decorate(self.payload.function()))
-            except NotThere as error:
-                self.missing[column] = str(error)
+            decorate = await self._stack.enter_async_context(variant)
+            self._add(column, decorate(self.payload.function()))
 
     async def enter_redis_py(self, url: str) -> None:
         """Add the bare command, and the bare command with its result decoded."""
@@ -180,25 +176,22 @@ def async_row(
             await contest.enter(variants(url))
             samples = await contest.measure(run.rounds, arrive, idle=idle)
         samples.base = base
-        return outcome(samples, bar, contest.missing)
+        return outcome(samples, bar)
 
     with server() as url:
         return run.run(measure(url))
 
 
-def outcome(samples: Samples, bar: float, missing: dict[str, str]) -> Outcome:
+def outcome(samples: Samples, bar: float) -> Outcome:
     """Judge ours by its ratio to the base."""
     summaries = samples.as_json()
-    ratio = summaries[OURS]["ratio"] if OURS in summaries else None
-    cells = {OURS: NOTHING} | {column: f"{row['ratio']:.2f}" for column, row in summaries.items()}
-    notes = [f"{column}: not there ({reason})" for column, reason in missing.items()]
-    return Outcome(cells, ratio is not None and ratio <= bar, {"base": samples.base, "variants": summaries}, notes)
+    cells = {column: f"{row['ratio']:.2f}" for column, row in summaries.items()}
+    return Outcome(cells, summaries[OURS]["ratio"] <= bar, {"base": samples.base, "variants": summaries})
 
 
 def sync_row(run: Run, bar: float, count: int) -> Outcome:
     """Measure a row of plain functions, in turn."""
     payload = small()
-    missing = dict[str, str]()
     with server() as url, ExitStack() as stack:
         client = stack.enter_context(redis.Redis.from_url(url))
         for number in range(payload.numbers):
@@ -211,13 +204,10 @@ def sync_row(run: Run, bar: float, count: int) -> Outcome:
         }
         cache = Cache(url)
         stack.callback(cache.sync.close)
-        try:
-            ours: Any = cache.cached(namespace="ours", ttl=peers.TTL, tags=list(TAGS))
-            calls[OURS] = ours(payload.sync_function())
-        except ConfigurationError as error:
-            missing[OURS] = str(error)
+        decorate: Any = cache.cached(namespace="ours", ttl=peers.TTL, tags=list(TAGS))
+        calls[OURS] = decorate(payload.sync_function())
         samples = _sync_rounds(run, payload, calls, count)
-    return outcome(samples, bar, missing)
+    return outcome(samples, bar)
 
 
 def _sync_rounds(run: Run, payload: Payload, calls: dict[str, Callable[[int], Any]], count: int) -> Samples:

@@ -40,8 +40,6 @@ class Outcome:
     cells: dict[str, str]
     met: bool
     details: dict[str, Any] = field(default_factory=dict)
-    #: why something is not there, and whatever a reader of the figures must know
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_an_event_whose_reply_was_lost_is_not_sent_again():
                 return
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=take_and_hang_up, args=(listener,)).start()
+        threading.Thread(target=take_and_hang_up, args=(listener,), daemon=True).start()
         client = redis.Redis(port=listener.getsockname()[1], lib_name=None, lib_version=None)
         store = SyncRedisStore(client, client, "peer")
         with pytest.raises(UnavailableError):

@@ -127,23 +127,25 @@ class Sighting:
     superseded_us: int | None = None
 
 
-def hit(entry: bytes | None, tokens: Sequence[bytes | None]) -> bytes | None:
-    """Return the payload of a fresh entry without grace, or None: everything else is for `judge` to tell apart.
+def hit(values: Sequence[bytes | None]) -> int:
+    """Return where in a fresh entry without grace its payload begins; 0: `judge` has to tell what else it is.
 
-    The same decision as `judge` makes, for the one case that has to be fast.
+    `values` are an entry and its tokens as they were read. It is the same decision as `judge` makes, for the one case
+    that has to be fast.
     """
+    entry = values[0]
     if entry is None or entry[:LINEAGE_START] != ENTRY:
-        return None
-    count = len(tokens)
-    end = TOKENS_START + UNIQUE_LENGTH * count
+        return 0
     try:
-        current = b"".join([token[:UNIQUE_LENGTH] for token in tokens])  # type: ignore[index]
+        current = b"".join([token[:UNIQUE_LENGTH] for token in values[1:]])  # type: ignore[index]
     except TypeError:  # a token is missing
-        return None
-    if entry[TOKENS_START:end] != current or entry[LINEAGE_END] != count or len(current) != UNIQUE_LENGTH * count:
-        return None
+        return 0
+    count = len(values) - 1
+    end = TOKENS_START + UNIQUE_LENGTH * count
+    if entry[TOKENS_START:end] != current or len(current) != end - TOKENS_START or entry[LINEAGE_END] != count:
+        return 0
     start = end + BORN_LENGTH
-    return entry[start + int.from_bytes(entry[start - 4 : start], "big") :]
+    return start + int.from_bytes(entry[start - 4 : start], "big")
 
 
 def judge(key: str, entry: bytes | None, tokens: Sequence[bytes | None], left_ms: int | None = None) -> Sighting:

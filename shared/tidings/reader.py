@@ -15,7 +15,6 @@ from .fence import hit
 from .filling import Filling, Stored
 from .operations import Looked, Open, Operation
 from .reading import Reading
-from .sealing import SEALED
 from .seen import AwayError
 from .shared import Shared
 from .singleflight import Flights
@@ -46,7 +45,6 @@ class Reader:
         filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
         note = shared.note if main else _no_note
         self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights)
-        self._encrypts = sealer.encrypts
         self._most_refreshes = settings.max_refreshes
         self._admissions: dict[tuple[str, ...], asyncio.Task[Any]] = {}
         self._behind: dict[str, asyncio.Task[Any]] = {}
@@ -59,23 +57,23 @@ class Reader:
         The shortest way to a hit there is: everything that is not one is left to `read`. Raises AwayError.
         """
         try:
-            entry, *tokens = await self.store.read(wanted.keys, bulk=wanted.bulk)
+            values = await self.store.read(wanted.keys, bulk=wanted.bulk)
         except UnavailableError as error:
             wanted.counts.errors += 1
             self._failed(error)
             raise AwayError from error
-        payload = hit(entry, tokens)
-        if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
+        if start := hit(values):
+            entry = cast("bytes", values[0])
             try:
-                value = codec.decode(payload)
-            except DecodeError:
-                return Looked(entry, tokens)
+                value = codec.decode(entry, start)
+            except DecodeError:  # or sealed: `read` unseals
+                return Looked(entry, values[1:])
             counts = wanted.counts
             counts.hits += 1
-            counts.bytes_read += len(payload)
-            self.reading.sample_age(wanted, entry or b"")
+            counts.bytes_read += len(entry) - start
+            self.reading.sample_age(wanted, entry)
             return value
-        return Looked(entry, tokens)
+        return Looked(values[0], values[1:])
 
     async def read(self, request: Request, looked: Looked | None = None) -> Any:
         """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded."""

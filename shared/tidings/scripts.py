@@ -161,7 +161,7 @@ end
 if ARGV[6] ~= '' then
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
   local previous = last[1] and last[1][1] or '0-0'
-  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6])
+  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6], 'at', now)
 end
 if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
 return live

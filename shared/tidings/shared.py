@@ -46,13 +46,17 @@ class Shared:
     def target(self, call: Call) -> Target:
         """Return where everything of a call is."""
         made = target(call, self.keys, self.telemetry.of(call.namespace, call.label))
+        # Where values are encrypted, what decodes without a key is not ours.
+        made.plain = made.plain and not self.sealer.encrypts(call.namespace)
         if call.policy.local_ttl_ms:
             made.slot = self.tier.get(made.key)
         return made
 
     def note(self) -> int | None:
         """Return the position of the local tier; see `LocalTier.note`. The first time, begin to follow the log."""
-        if self.tail is not None:
+        if self.tail is None:
+            self.tier.alive(inf)  # again, in a forked child
+        else:
             self.tail.start()
         return self.tier.note()
 

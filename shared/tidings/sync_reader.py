@@ -15,7 +15,6 @@ from .fence import hit
 from .filling import Filling, Stored
 from .operations import Looked, Operation
 from .reading import Reading
-from .sealing import SEALED
 from .seen import AwayError
 from .shared import Shared
 from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
@@ -45,29 +44,28 @@ class SyncReader:
         filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
         note = shared.note if main else _no_note
         self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights)
-        self._encrypts = sealer.encrypts
         self._most_refreshes = settings.max_refreshes
 
     def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
         """See `Reader.hit`."""
         try:
-            entry, *tokens = self.store.read(wanted.keys)
+            values = self.store.read(wanted.keys)
         except UnavailableError as error:
             wanted.counts.errors += 1
             self._failed(error)
             raise AwayError from error
-        payload = hit(entry, tokens)
-        if payload is not None and payload[:1] not in SEALED and not self._encrypts(wanted.call.namespace):
+        if start := hit(values):
+            entry = cast("bytes", values[0])
             try:
-                value = codec.decode(payload)
-            except DecodeError:
-                return Looked(entry, tokens)
+                value = codec.decode(entry, start)
+            except DecodeError:  # or sealed: `read` unseals
+                return Looked(entry, values[1:])
             counts = wanted.counts
             counts.hits += 1
-            counts.bytes_read += len(payload)
-            self.reading.sample_age(wanted, entry or b"")
+            counts.bytes_read += len(entry) - start
+            self.reading.sample_age(wanted, entry)
             return value
-        return Looked(entry, tokens)
+        return Looked(values[0], values[1:])
 
     def read(self, request: Request, looked: Looked | None = None) -> Any:
         """See `Reader.read`."""

@@ -7,10 +7,10 @@ from enum import Enum
 from random import random
 from typing import Any
 
-from .errors import UnavailableError
+from .errors import ConfigurationError, UnavailableError
 from .fence import Ticket, judge
 from .keys import tag_token
-from .layout import Facts, pack_entry, pack_vacancy, unique
+from .layout import MAX_TAGS, Facts, pack_entry, pack_vacancy, unique
 from .local import LocalTier
 from .operations import Batch, Fill, Lease, Look, Looked, Open, Opened, Put, Release, Results
 from .policy import lifetime_ms
@@ -66,6 +66,8 @@ class Flown:
     value: Any
     payload: bytes
     fill: Any
+    #: of the lease that the fill ends
+    owner: bytes
 
 
 class Filling:
@@ -103,7 +105,7 @@ class Filling:
             value = yield Invoke(request.load)
             load_us = round((time.perf_counter() - started) * 1e6)
             payload = request.codec.encode(value)
-            tags = () if request.result_tags is None else target.know(request.result_tags(value))
+            tags = self._result_tags(request, value)
         except BaseException:
             counts.load_errors += 1
             if lead.owner:
@@ -113,7 +115,17 @@ class Filling:
         ttl_ms = self.ttl_ms(target, value)
         self.keep(target, lead.noted, value, payload, ttl_ms=min(ttl_ms, target.call.policy.local_ttl_ms), tags=tags)
         handle = yield Follow(self._fill(target, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags))
-        return Flown(value, payload, handle)
+        return Flown(value, payload, handle, lead.owner)
+
+    @staticmethod
+    def _result_tags(request: Request, value: Any) -> tuple[str, ...]:
+        if request.result_tags is None:
+            return ()
+        target, given = request.target, tuple(request.result_tags(value))
+        target.token_keys(given)  # each is a text
+        if len({*target.tags, *given}) > MAX_TAGS:
+            raise ConfigurationError(f"{target.call.label}: {len(given)} result tags; at most {MAX_TAGS} are possible")
+        return target.know(given)
 
     def _fill(
         self, target: Target, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...]

@@ -58,16 +58,18 @@ class CachedFunction(Described[P, R]):
                 slot.visited = True
                 wanted.counts.local_hits += 1
                 return cast("R", value) if slot.shared else self.codec.decode(payload)
-        reader, load, looked = cache.reader(), partial(self.uncached, *args, **kwargs), None
+        reader, looked = cache.reader(), None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
                 found = await reader.hit(wanted, self.codec)
             except AwayError:
-                return cast("R", await reader.read_without(self._request(wanted, load)))
+                return cast(
+                    "R", await reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))
+                )
             if type(found) is not Looked:
                 return cast("R", found)
             looked = found
-        return cast("R", await reader.read(self._request(wanted, load), looked))
+        return cast("R", await reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked))
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function now and keep its result, whatever is cached. Cancelling this does not cancel the load."""
@@ -116,16 +118,16 @@ class CachedSyncFunction(Described[P, R]):
                 slot.visited = True
                 wanted.counts.local_hits += 1
                 return cast("R", value) if slot.shared else self.codec.decode(payload)
-        reader, load, looked = cache.sync.reader, partial(self.uncached, *args, **kwargs), None
+        reader, looked = cache.sync.reader, None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
                 found = reader.hit(wanted, self.codec)
             except AwayError:
-                return cast("R", reader.read_without(self._request(wanted, load)))
+                return cast("R", reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs))))
             if type(found) is not Looked:
                 return cast("R", found)
             looked = found
-        return cast("R", reader.read(self._request(wanted, load), looked))
+        return cast("R", reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked))
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `CachedFunction.refresh`."""

@@ -155,6 +155,7 @@ def facts_of(entry: bytes | None) -> Facts | None:
         fields = json.loads(text)
         tags = tuple(fields["tags"])
         facts = Facts(tags, str(fields["by"]))
+        "".join(tags).encode()
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     wrong = len(tags) > MAX_TAGS or not all(isinstance(tag, str) and tag for tag in tags)

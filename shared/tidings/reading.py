@@ -172,24 +172,26 @@ class Reading:
 
     def _see(self, request: Request, looked: Looked | None, noted: int | None) -> Steps[Seen]:
         wanted = request.target
+        tags: tuple[str, ...] = ()
         if looked is None:
             noted = self.note(wanted)
+            tags = wanted.result_tags  # another reader of this target may learn others meanwhile
             looked = yield from _ask(wanted, Ask(wanted.look, wanted.bulk))
         if request.result_tags is not None:
-            looked = yield from self._with_result_tags(wanted, looked)
-        seen = self.judge(request, looked, noted)
+            looked, tags = yield from self._with_result_tags(wanted, looked, tags)
+        seen = replace(self.judge(request, looked, noted), tags=tags)
         if seen.fresh and noted is not None and looked.left_ms is not None and seen.sighting.born is not None:
             left_ms = min(looked.left_ms - seen.sighting.born.grace_ms, wanted.call.policy.local_ttl_ms)
-            self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=wanted.result_tags)
+            self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=tags)
         return seen
 
     def judge(self, request: Request, looked: Looked, noted: int | None = None) -> Seen:
         """Decide what a look means; see `fence.judge`. Never raises: what does not decode is no value."""
         wanted = request.target
         sighting = judge(wanted.key, looked.entry, looked.tokens, looked.left_ms)
-        if wanted.result_tags:
+        if len(looked.tokens) != len(wanted.names):
             # A fill learns the tokens of result tags when it comes: a load goes by the others alone.
-            own = judge(wanted.key, looked.entry, looked.tokens[: len(wanted.keys) - 1])
+            own = judge(wanted.key, looked.entry, looked.tokens[: len(wanted.names)])
             sighting = replace(sighting, ticket=own.ticket, missing=own.missing)
         policy = wanted.call.policy
         useful = sighting.verdict is Verdict.FRESH or policy.max_staleness_ms or policy.grace_ms
@@ -199,18 +201,24 @@ class Reading:
             wanted.bulk = len(sighting.payload) >= self._bulk_bytes
         return Seen(sighting, looked, noted, value, payload)
 
-    def _with_result_tags(self, wanted: Target, looked: Looked) -> Steps[Looked]:
-        """Look again when the entry has other tags than it had last time; a third time is left to chance: a miss."""
+    def _with_result_tags(
+        self, wanted: Target, looked: Looked, tags: tuple[str, ...]
+    ) -> Steps[tuple[Looked, tuple[str, ...]]]:
+        """Look again when the entry has other tags than it had last time; a third time is left to chance: a miss.
+
+        Gives what was read, and the tags whose tokens are in it.
+        """
         for _ in range(2):
             current = tuple((token or b"")[:UNIQUE_LENGTH] for token in looked.tokens)
             if looked.entry is None or header_tokens(looked.entry) == current:
                 break
-            known, facts = wanted.look, facts_of(looked.entry)
-            wanted.know(() if facts is None else facts.tags)
-            if wanted.look is known:
+            facts = facts_of(looked.entry)
+            found = wanted.know(() if facts is None else facts.tags)
+            if found == tags:
                 break
+            tags = found
             looked = yield from _ask(wanted, Ask(wanted.look, wanted.bulk))
-        return looked
+        return looked, tags
 
     def _lead(self, request: Request, seen: Seen, *, waits: int) -> Steps[Lead | None]:
         """Return what to load under, or None after a wait for somebody else's load: then look again."""
@@ -241,6 +249,7 @@ class Reading:
         owner, opened = yield from _ask(wanted, Admit(opening))
         ticket = judge(wanted.key, opened.head, opened.tokens).ticket
         if ticket is None:
+            wanted.counts.errors += 1
             raise AwayError
         logged = opened.logged if results else ""
         return owner, opened, Lead(ticket, owner if opened.leads else b"", opened.now_us, logged, noted)
@@ -256,6 +265,8 @@ class Reading:
         except EncodeError:
             raise
         except Exception as error:
+            if lead.owner:  # ours if we have joined another's load; the load itself has given up its own
+                yield Follow(self.filling.release(request.target, lead.owner))
             if seen.covers(policy, (time.monotonic() - since) * 1000):
                 return self._covered(request, seen, error)
             if not isinstance(error, LoadTimeoutError):
@@ -263,6 +274,8 @@ class Reading:
             flown, first = yield self._fly(request, lead, None)
         if first:
             return flown.value
+        if lead.owner and lead.owner != flown.owner:
+            yield Follow(self.filling.release(request.target, lead.owner))
         # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
         try:
             return request.codec.decode(flown.payload)

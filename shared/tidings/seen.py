@@ -31,6 +31,8 @@ class Seen:
     noted: int | None
     value: Any
     payload: bytes
+    #: tags that the value has beyond those of its arguments
+    tags: tuple[str, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -54,7 +56,8 @@ class Seen:
 
     def permitted(self, policy: Policy) -> bool:
         """Whether the value may be served although it is stale, while one refresh runs."""
-        if self.value is NOTHING or self.looked.left_ms is None:
+        born = self.sighting.born
+        if self.value is NOTHING or born is None or (born.grace_ms and self.looked.left_ms is None):
             return False
         if self._over_ms > 0 and not expired_may_be_served(policy, self._over_ms):
             return False

@@ -60,7 +60,11 @@ class Target:
 
     def know(self, tags: Iterable[str]) -> "tuple[str, ...]":
         """Remember which tags a value has beyond those of its arguments, so that the next read looks at all at once."""
-        found = tuple(tag for tag in tags if tag not in self.tags)
+        found = tuple(dict.fromkeys(tag for tag in tags if tag not in self.tags))
+        if len(self.tags) + len(found) > MAX_TAGS:  # hostile: a fill would not have been made
+            found = ()
+                f"{self.call.label}: {len(found)} tags of a result; at most {MAX_TAGS} are possible"
+            )
         if found != self.result_tags:
             self.result_tags = found
             self.look = replace(self.look, keys=(*self.keys, *self.token_keys(found)))

@@ -205,6 +205,10 @@ def test_an_event_loop_that_ends_without_closing_leaves_no_warning(url):
         asyncio.run(use())  # warnings are errors here
 
 
+async def test_no_commands_have_no_replies(multiplexer):
+    assert await multiplexer.exchange([]) == []
+
+
 async def test_a_command_that_cannot_be_packed_shifts_nobodys_replies(url):
     pool = redis.asyncio.ConnectionPool.from_url(url)
     multiplexer = Multiplexer(pool.make_connection, timeout=5)

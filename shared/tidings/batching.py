@@ -144,6 +144,9 @@ class Multiplexer:
         """
         packed = [pack(command) for command in commands]
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        if not packed:
+            future.set_result([])
+            return future
         self._commands += packed
         self._exchanges += [_Exchange(len(packed), future, self._explain)] * len(packed)
         if not self._due:
@@ -176,9 +179,11 @@ class Multiplexer:
                 call_soon(self._flush)
 
     def _connect(self) -> None:
+        """Make a link, which flushes when it opens."""
         self._link = Link(self._connection(), self._timeout, self._flush, self._lost)
 
     def _flush(self) -> None:
+        """Send all there is: exchanges in the order in which they were asked for, then the reads."""
         link = self._link
         if link is None or link.lost:
             if self._due:
@@ -204,6 +209,7 @@ class Multiplexer:
             link.send(b"".join(commands), waiters)
 
     def _lost(self, failure: Exception, again: bool) -> None:
+        """Send on another link what the lost one has not had, if that may do better; see `Link`."""
         if not again:
             self._give_up(failure)
         elif self._due:

@@ -35,6 +35,8 @@ _ESCAPES = "special characters in user and password are written as / %2F, ? %3F,
 _REFUSED_OPTIONS = {
     "decode_responses": "tidings reads bytes; leave it out",
     "socket_timeout": "set operation_timeout (TIDINGS_OPERATION_TIMEOUT) in its place",
+    "health_check_interval": "a connection that was closed is noticed without it; leave it out",
+    "retry_on_timeout": "a command that was sent is never sent again by itself; leave it out",
 }
 
 _SENTINEL_OPTIONS = {"protocol", "client_name", "sentinel_username", "sentinel_password"}

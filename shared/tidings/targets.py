@@ -63,8 +63,6 @@ class Target:
         found = tuple(dict.fromkeys(tag for tag in tags if tag not in self.tags))
         if len(self.tags) + len(found) > MAX_TAGS:  # hostile: a fill would not have been made
             found = ()
-                f"{self.call.label}: {len(found)} tags of a result; at most {MAX_TAGS} are possible"
-            )
         if found != self.result_tags:
             self.result_tags = found
             self.look = replace(self.look, keys=(*self.keys, *self.token_keys(found)))

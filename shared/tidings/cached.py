@@ -72,6 +72,8 @@ class CachedOptions(TypedDict, total=False):
     negative_ttl: Seconds | None
     #: seconds a value is kept in this process, coherent by the invalidation log; 0: not at all
     local_ttl: Seconds
+    #: hand the same object to every caller of this process, even one that could be changed; for those who do not
+    local_shared: bool
     #: seconds to wait for the load before a permitted stale value is served; the load goes on; None: no limit
     timeout: Seconds | None
     #: callable that is given every argument by name: false bypasses the cache
@@ -93,6 +95,7 @@ def decorate(
     max_staleness: Seconds = 0,
     negative_ttl: Seconds | None = None,
     local_ttl: Seconds = 0,
+    local_shared: bool = False,
     timeout: Seconds | None = None,
     when: Callable[..., object] | None = None,
 ) -> Decorator:
@@ -126,6 +129,7 @@ def decorate(
             max_staleness=max_staleness,
             negative_ttl=negative_ttl,
             local_ttl=local_ttl,
+            local_shared=local_shared,
             timeout=timeout,
         )
         options = Options(check_namespace(namespace), key_template, checked, made_policy, result_tags, when)

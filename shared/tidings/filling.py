@@ -206,7 +206,8 @@ class Filling:
         if self._tier is None or noted is None or ttl_ms <= 0:
             return
         names = (*target.names, *map(tag_token, tags))
-        target.slot = self._tier.put(target.key, names, noted, value, payload, ttl=ttl_ms / 1000)
+        share = target.call.policy.local_shared
+        target.slot = self._tier.put(target.key, names, noted, value, payload, ttl=ttl_ms / 1000, share=share)
 
     def opening(self, target: Target, *, renew: bool = False, leased: bool = False, log: bool = False) -> Open:
         """Return what makes a load of this target possible; `leased`: and asks for the right to be alone with it."""

@@ -135,19 +135,28 @@ class LocalTier:
         return slot
 
     def put(
-        self, key: str, tokens: tuple[str, ...], noted: int, value: object, payload: bytes, *, ttl: float
+        self,
+        key: str,
+        tokens: tuple[str, ...],
+        noted: int,
+        value: object,
+        payload: bytes,
+        *,
+        ttl: float,
+        share: bool = False,
     ) -> Slot | None:
         """Keep a value for `ttl` seconds; `tokens` are the names of its tokens, `payload` is its encoding.
 
         Refused with None when it may be older than an invalidation that was applied since `noted`: of one of its names,
         by a pattern, or unknown because the tail was lost or too much was invalidated since; also when it is larger
-        than the whole tier. A value that a policy served although it was stale is not to be put.
+        than the whole tier. A value that a policy served although it was stale is not to be put. With `share` every
+        caller gets this very object, although it could be changed.
         """
         names = (*(name for name in tokens if name != ALL), key)
         slot = Slot(key, names, payload, self.clock() + ttl)
         if slot.size > self._max_bytes or ttl <= 0:
             return None
-        if immutable(value):
+        if share or immutable(value):
             slot.value, slot.shared = value, True
         with self._lock:
             if self._overtaken(slot, noted):

@@ -54,6 +54,8 @@ class Policy:
     negative_ttl_ms: int | None = None
     #: 0: no local tier
     local_ttl_ms: int = 0
+    #: whether the local tier hands the same object to every caller although it could be changed
+    local_shared: bool = False
     #: seconds; None: as long as the load takes
     timeout: float | None = None
 
@@ -143,6 +145,7 @@ def policy(
     max_staleness: Seconds = 0,
     negative_ttl: Seconds | None = None,
     local_ttl: Seconds = 0,
+    local_shared: bool = False,
     timeout: Seconds | None = None,
 ) -> Policy:
     """Make a policy of what the user wrote; durations in seconds, as numbers or timedelta.
@@ -163,6 +166,7 @@ def policy(
         max_staleness_ms=check.ms("max_staleness", max_staleness),
         negative_ttl_ms=None if negative_ttl is None else check.positive_ms("negative_ttl", negative_ttl),
         local_ttl_ms=check.ms("local_ttl", local_ttl),
+        local_shared=local_shared is True,
         timeout=None if timeout is None else check.positive_ms("timeout", timeout) / 1000,
     )
     if check.good("timeout", "stale_if_error") and made.timeout is not None and made.stale_if_error_ms == 0:
@@ -172,6 +176,10 @@ def policy(
     if check.good("local_ttl", "ttl") and made.ttl_ms is not None and made.local_ttl_ms > made.ttl_ms:
         check.problems["local_ttl, ttl"] = (
             f"local_ttl must not be longer than ttl: {local_ttl!r} is more than {ttl!r}, and would never be reached"
+        )
+    if local_shared not in {True, False} or (local_shared and not local_ttl):
+        check.problems["local_shared"] = (
+            f"local_shared must be True or False, and needs local_ttl, not {local_shared!r}"
         )
     if check.problems:
         lines = list(check.problems.values())

@@ -33,6 +33,8 @@ READERS, WRITERS = 32, 8
 PAUSE, BETWEEN, AFTER = 0.004, 0.006, 0.02
 LOAD = (0.001, 0.005)
 WAIT_SECONDS = 120
+#: Changes of a key whose times are kept: more than a race makes.
+REMEMBERED = 8192
 
 
 class Versioned(BaseModel):
@@ -48,7 +50,16 @@ class Truth:
     def __init__(self) -> None:
         self.committed = multiprocessing.RawArray("Q", KEYS)
         self.acknowledged = multiprocessing.RawArray("Q", KEYS)
-        self.acknowledged_ns = multiprocessing.RawArray("Q", KEYS)
+        self._acknowledged_ns = multiprocessing.RawArray("Q", KEYS * REMEMBERED)
+
+    def acknowledge(self, number: int, version: int) -> None:
+        """Note that a key's older versions may not be read any more, from now on."""
+        self._acknowledged_ns[number * REMEMBERED + version % REMEMBERED] = time.monotonic_ns()
+        self.acknowledged[number] = version
+
+    def acknowledged_at(self, number: int, version: int) -> int:
+        """Return when that was, in ns."""
+        return self._acknowledged_ns[number * REMEMBERED + version % REMEMBERED]
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Tally:
     changes: int = 0
     #: reads that raised; ours may not
     failed: int = 0
-    #: seconds after the acknowledgement at which the last stale read of a change began, by key and version
+    #: seconds from a change's acknowledgement to the last read that did not know it, by key and version
     lags: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def add(self, other: "Tally") -> None:
@@ -142,9 +153,9 @@ async def read(subject: Subject, loader: Loader, reads: int, numbers: range, pau
             continue
         if version < acknowledged:
             tally.stale += 1
-            lag = max(0, began - truth.acknowledged_ns[number]) / 1e9
-            change = (number, acknowledged)
-            tally.lags[change] = max(lag, tally.lags.get(change, 0.0))
+            missed = version + 1  # the first change that it does not know
+            lag = (began - truth.acknowledged_at(number, missed)) / 1e9
+            tally.lags[number, missed] = max(lag, tally.lags.get((number, missed), 0.0))
 
 
 async def write(subject: Subject, loader: Loader, numbers: range, over: Callable[[], bool]) -> None:
@@ -155,8 +166,7 @@ async def write(subject: Subject, loader: Loader, numbers: range, over: Callable
         for pause in (BETWEEN, AFTER):
             truth.committed[number] += 1
             await subject.invalidate(number)
-            truth.acknowledged_ns[number] = time.monotonic_ns()
-            truth.acknowledged[number] = truth.committed[number]
+            truth.acknowledge(number, truth.committed[number])
             loader.tally.changes += 1
             await asyncio.sleep(random.uniform(0, pause))
 
@@ -167,7 +177,7 @@ async def take_part(mode: Mode, url: str, truth: Truth, pipe: Connection, reads:
     async with mode.open(url, loader) as subject:
         if reads:
             numbers, readers, pause = (range(1), 1, 0.0) if mode.watch else (range(KEYS), READERS, PAUSE)
-            work = [partial(read, subject, loader, reads // readers, numbers, pause, strict=mode.ours)] * readers
+            work = [partial(read, subject, loader, -(-reads // readers), numbers, pause, strict=mode.ours)] * readers
         else:
             parts = [range(1)] if mode.watch else [range(first, KEYS, WRITERS) for first in range(WRITERS)]
             work = [partial(write, subject, loader, part, pipe.poll) for part in parts]

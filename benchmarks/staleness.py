@@ -33,7 +33,7 @@ class Result:
 
     @property
     def lags(self) -> list[float]:
-        """For each change, how many seconds after its acknowledgement the last stale read began; mostly none: 0."""
+        """For each change, how many seconds after its acknowledgement a read began that did not know it, the last; or 0."""
         seen = list(self.tally.lags.values())
         return seen + [0.0] * max(0, self.tally.changes - len(seen))
 
@@ -89,7 +89,14 @@ def main() -> int:
     wrong = sum(result.wrong for result in own)
     overtaken = sum(result.tally.overtaken for result in own)
     if options.json:
-        write_json({"modes": {one.mode.name: one.as_json() for one in results}, "reads": reads, "wrong": wrong})
+        write_json(
+            {
+                "modes": {one.mode.name: one.as_json() for one in results},
+                "reads": reads,
+                "overtaken": overtaken,
+                "wrong": wrong,
+            }
+        )
     else:
         sys.stdout.write("\n".join([HEADING, *map(line, results)]) + "\n")
         for result in results:

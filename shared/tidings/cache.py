@@ -39,18 +39,18 @@ class Cache:
     """
 
     def __init__(self, url: str, **options: Unpack[CacheOptions]) -> None:
-        self._set_up(GivenSettings.of(url, options))
+        self._set_up(Shared(GivenSettings.of(url, options)))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Make a cache as `Settings` describe it. Without a URL it caches in this process."""
         cache = cls.__new__(cls)
-        cache._set_up(settings)  # noqa: SLF001 its own
+        cache._set_up(Shared(settings))  # noqa: SLF001 its own
         return cache
 
-    def _set_up(self, settings: Settings) -> None:
-        self.settings = settings
-        self._shared = shared = Shared(settings)
+    def _set_up(self, shared: Shared) -> None:
+        self.settings = shared.settings
+        self._shared = shared
         self.keys = shared.keys
         self.telemetry = shared.telemetry
         self.tier = shared.tier

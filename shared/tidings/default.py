@@ -25,11 +25,12 @@ def configure(url: str, **options: Unpack[CacheOptions]) -> Cache:
     return cache
 
 
-def set_cache(cache: Cache | None) -> None:
-    """Make a cache the default; None: the next use reads the environment again."""
+def set_cache(cache: Cache | None) -> Cache | None:
+    """Make a cache the default, and return the one before; None: the next use reads the environment again."""
     global _current  # noqa: PLW0603 the one global that the design allows
     with _lock:
-        _current = cache
+        before, _current = _current, cache
+        return before
 
 
 def get_cache() -> Cache:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 from .described import Described, Options
 from .keys import Signature
-from .local import clock
 from .operations import Looked
 from .seen import AwayError
 
@@ -54,7 +53,7 @@ class CachedFunction(Described[P, R]):
         wanted = self.target(cache, args, kwargs)
         if (slot := wanted.slot) is not None:
             value, payload = slot.value, slot.payload  # before it is asked whether they stand: see `local`
-            if (now := clock()) < slot.expires and now < cache.tier.alive_until:
+            if (now := (tier := cache.tier).clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
                 wanted.counts.local_hits += 1
                 return cast("R", value) if slot.shared else self.codec.decode(payload)
@@ -114,7 +113,7 @@ class CachedSyncFunction(Described[P, R]):
         wanted = self.target(cache, args, kwargs)
         if (slot := wanted.slot) is not None:
             value, payload = slot.value, slot.payload
-            if (now := clock()) < slot.expires and now < cache.tier.alive_until:
+            if (now := (tier := cache.tier).clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
                 wanted.counts.local_hits += 1
                 return cast("R", value) if slot.shared else self.codec.decode(payload)

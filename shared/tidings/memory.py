@@ -47,8 +47,9 @@ class Memory:
     """What a Redis server would hold, at most `max_bytes` of it (None: no limit). Shared by a cache's drivers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, max_bytes: int | None = None) -> None:
-        self._clock = clock
-        self._epoch = time.time() - clock()
+        #: seconds, by which everything here expires
+        self.clock = clock
+        self._epoch_us = round((time.time() - clock()) * 1_000_000)
         self._max_bytes = max_bytes
         self._bytes = 0
         self._values: dict[str, tuple[bytes, float]] = {}
@@ -104,14 +105,14 @@ class Memory:
         raise NotImplementedError(type(operation).__name__)
 
     def _now_us(self) -> int:
-        return int((self._epoch + self._clock()) * 1_000_000)
+        return self._epoch_us + round(self.clock() * 1_000_000)
 
     def _next_id(self) -> str:
         return f"{self._now_us() // 1000}-{next(self._ids)}"
 
     def _get(self, key: str) -> bytes | None:
         value, expires = self._values.get(key, (None, 0.0))
-        if value is not None and expires <= self._clock():
+        if value is not None and expires <= self.clock():
             self._remove(key)
             return None
         return value
@@ -122,7 +123,7 @@ class Memory:
         return value is not None
 
     def _set(self, key: str, value: bytes, ttl_ms: int) -> None:
-        now = self._clock()
+        now = self.clock()
         if len(self._values) >= self._next_sweep:
             for late in [k for k, v in self._values.items() if v[1] <= now]:
                 self._remove(late)
@@ -137,7 +138,7 @@ class Memory:
         entry, *tokens = (self._get(key) for key in operation.keys)
         left_ms = None
         if operation.ttl and entry is not None:
-            left_ms = int((self._values[operation.keys[0]][1] - self._clock()) * 1000)
+            left_ms = int((self._values[operation.keys[0]][1] - self.clock()) * 1000)
         return Looked(entry, tokens, left_ms, self._now_us() if operation.time else 0)
 
     def _open(self, operation: Open) -> Opened:
@@ -183,7 +184,7 @@ class Memory:
         return None if refused else found
 
     def _prolong(self, keys: Iterable[str], keep_ms: int) -> None:
-        keep = keep_ms / 1000 + self._clock()
+        keep = keep_ms / 1000 + self.clock()
         for key in keys:
             value, expires = self._values.get(key, (None, 0.0))
             if value is not None:

@@ -6,7 +6,7 @@ from typing import Any
 from .breaker import Breaker, is_answer
 from .errors import UnavailableError
 from .keys import Keyspace
-from .local import LocalTier
+from .local import LocalTier, clock
 from .memory import Memory
 from .operations import Invalidate, Look, Operation, Ping
 from .sealing import Sealer
@@ -19,21 +19,27 @@ from .telemetry import Telemetry, log
 
 
 class Shared:
-    """Settings and keys, the local tier and its tail, the breaker, counters; and memory where there is no server."""
+    """Settings and keys, the local tier and its tail, the breaker, counters; and memory where there is no server.
 
-    def __init__(self, settings: Settings) -> None:
+    `memory` is used in place of one that would be made for a ``memory://`` URL; its clock is then everybody's.
+    """
+
+    def __init__(self, settings: Settings, memory: Memory | None = None) -> None:
         url = settings.url.get_secret_value() if settings.url is not None else "memory://"
         self.settings = settings
         self.keys = Keyspace(settings.prefix, settings.version)
         self.telemetry = Telemetry(server=redact(url))
         self.sealer = Sealer(settings)
-        self.tier = LocalTier(settings.local_max_entries, settings.local_max_bytes)
-        self.memory = Memory() if url.startswith("memory://") else None
+        self.memory = Memory() if memory is None and url.startswith("memory://") else memory
+        #: seconds, for whatever is measured in this process
+        self.clock = clock if memory is None else memory.clock
+        self.tier = LocalTier(settings.local_max_entries, settings.local_max_bytes, self.clock)
         #: what is kept while Redis is away, if anything
         self.outage = (
             Memory(max_bytes=settings.outage_max_bytes) if self.memory is None and settings.outage_ttl else None
         )
         self.tail: Tail | None = None
+        self._tail_lost = False
         self._prober: SyncRedisStore | None = None
         if self.memory is None:
             self._prober = SyncRedisStore.connect(settings)
@@ -119,7 +125,8 @@ class Shared:
         return sync_servers(self.settings).blocking
 
     def _tail_changed(self, alive: bool, reason: str) -> None:
-        if alive:
+        if alive and self._tail_lost:
             log.info("local_tier_alive", server=self.telemetry.server)
-        else:
+        self._tail_lost = not alive
+        if not alive:
             log.warning("local_tier_lost", server=self.telemetry.server, reason=reason)

@@ -204,7 +204,8 @@ async def test_a_frozen_server_takes_the_tier_out_of_service(new_server, alive, 
         await load()
         assert (len(calls), hits(cache)) == (2, 1)
         server._process.send_signal(signal.SIGCONT)
-        await eventually(lambda: cache._shared.breaker.closed and cache.tier.clock() < cache.tier.alive_until, "the server")
+        breaker, tier = cache._shared.breaker, cache.tier
+        await eventually(lambda: breaker.closed and tier.clock() < tier.alive_until, "the server")
         await load()
         assert len(calls) == 2, "what was held is valid still: the log says so"
 

@@ -1,6 +1,5 @@
 """From a load to an entry, sans I/O: run the function, encode, keep it here, store it where it is still wanted."""
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -80,10 +79,12 @@ class Filling:
         sealer: Sealer,
         telemetry: Telemetry,
         tier: LocalTier | None,
+        clock: Callable[[], float],
         longest_ms: int | None = None,
         chance: Callable[[], float] = random,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._sealer = sealer
         self._telemetry = telemetry
         self._tier = tier
@@ -100,10 +101,10 @@ class Filling:
         """
         target, counts = request.target, request.target.counts
         counts.loads += 1
-        started = time.perf_counter()
+        started = self._clock()
         try:
             value = yield Invoke(request.load)
-            load_us = round((time.perf_counter() - started) * 1e6)
+            load_us = round((self._clock() - started) * 1e6)
             payload = request.codec.encode(value)
             tags = self._result_tags(request, value)
         except BaseException:

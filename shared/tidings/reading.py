@@ -49,12 +49,14 @@ class Reading:
         sealer: Sealer,
         note: Callable[[], int | None],
         flights: Container[Any],
+        clock: Callable[[], float],
         chance: Callable[[], float] = random,
     ) -> None:
         self.filling = filling
         self._sealer = sealer
         self._note = note
         self._flights = flights
+        self._clock = clock
         self._chance = chance
         self._bulk_bytes = settings.bulk_bytes
         self._until_sample = AGE_SAMPLE
@@ -258,7 +260,7 @@ class Reading:
 
     def _load(self, request: Request, seen: Seen, lead: Lead) -> Steps[Any]:
         """Join or start the load; where it fails or is late, serve what the policy permits in its place."""
-        policy, since = request.target.call.policy, time.monotonic()
+        policy, since = request.target.call.policy, self._clock()
         timeout = policy.timeout if seen.covers(policy, 0) else None
         try:
             flown, first = yield self._fly(request, lead, timeout)
@@ -267,7 +269,7 @@ class Reading:
         except Exception as error:
             if lead.owner:  # ours if we have joined another's load; the load itself has given up its own
                 yield Follow(self.filling.release(request.target, lead.owner))
-            if seen.covers(policy, (time.monotonic() - since) * 1000):
+            if seen.covers(policy, (self._clock() - since) * 1000):
                 return self._covered(request, seen, error)
             if not isinstance(error, LoadTimeoutError):
                 raise

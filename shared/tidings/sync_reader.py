@@ -41,9 +41,18 @@ class SyncReader:
         self._succeeded = shared.succeeded if main else _ignore
         settings, sealer = shared.settings, shared.sealer
         tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
-        filling = Filling(settings, sealer=sealer, telemetry=shared.telemetry, tier=tier, longest_ms=longest_ms)
+        filling = Filling(
+            settings,
+            sealer=sealer,
+            telemetry=shared.telemetry,
+            tier=tier,
+            clock=shared.clock,
+            longest_ms=longest_ms,
+        )
         note = shared.note if main else _no_note
-        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights)
+        self.reading = Reading(
+            settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock
+        )
         self._most_refreshes = settings.max_refreshes
 
     def hit(self, wanted: Target, codec: Codec[Any]) -> Any:

@@ -33,6 +33,8 @@ READERS, WRITERS = 32, 8
 PAUSE, BETWEEN, AFTER = 0.004, 0.006, 0.02
 LOAD = (0.001, 0.005)
 WAIT_SECONDS = 120
+#: From the last change to the last look.
+SETTLE_SECONDS = 0.5
 #: Changes of a key whose times are kept: more than a race makes.
 REMEMBERED = 8192
 
@@ -59,7 +61,7 @@ class Truth:
 
     def acknowledged_at(self, number: int, version: int) -> int:
         """Return when that was, in ns."""
-        return self._acknowledged_ns[number * REMEMBERED + version % REMEMBERED]
+        return int(self._acknowledged_ns[number * REMEMBERED + version % REMEMBERED])
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Tally:
     #: loads that a change overtook: what they saw was no longer true when they returned
     overtaken: int = 0
     changes: int = 0
+    #: keys that are stale when all is over
+    left: int = 0
     #: reads that raised; ours may not
     failed: int = 0
     #: seconds from a change's acknowledgement to the last read that did not know it, by key and version
@@ -79,7 +83,7 @@ class Tally:
 
     def add(self, other: "Tally") -> None:
         """Count what another process has seen."""
-        for name in ("reads", "stale", "loads", "overtaken", "changes", "failed"):
+        for name in ("reads", "stale", "loads", "overtaken", "changes", "left", "failed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for change, lag in other.lags.items():
             self.lags[change] = max(lag, self.lags.get(change, 0.0))
@@ -175,8 +179,8 @@ async def take_part(mode: Mode, url: str, truth: Truth, pipe: Connection, reads:
     """Be a process of readers, or with no reads that of the writers, until the word comes that it is over."""
     loader = Loader(truth)
     async with mode.open(url, loader) as subject:
+        numbers, readers, pause = (range(1), 1, 0.0) if mode.watch else (range(KEYS), READERS, PAUSE)
         if reads:
-            numbers, readers, pause = (range(1), 1, 0.0) if mode.watch else (range(KEYS), READERS, PAUSE)
             work = [partial(read, subject, loader, -(-reads // readers), numbers, pause, strict=mode.ours)] * readers
         else:
             parts = [range(1)] if mode.watch else [range(first, KEYS, WRITERS) for first in range(WRITERS)]
@@ -189,7 +193,17 @@ async def take_part(mode: Mode, url: str, truth: Truth, pipe: Connection, reads:
                 await asyncio.gather(*(loop.run_in_executor(pool, run_in_thread, one) for one in work))
         else:
             await asyncio.gather(*(one() for one in work))
+        if reads:
+            pipe.send("read")
+            await asyncio.to_thread(pipe.recv)
+            await look(subject, loader, numbers)
     return loader.tally
+
+
+async def look(subject: Subject, loader: Loader, numbers: range) -> None:
+    """Read every key when nothing changes any more."""
+    for number in numbers:
+        loader.tally.left += (await subject.read(number)).version != loader.truth.committed[number]
 
 
 def run_in_thread(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -223,9 +237,14 @@ def race(mode: Mode, url: str, reads: int) -> Tally:
         for pipe in pipes:
             pipe.send("go")
         for pipe in pipes[:-1]:
-            total.add(_receive(mode, pipe))
+            _receive(mode, pipe)
         pipes[-1].send("over")
         total.add(_receive(mode, pipes[-1]))
+        time.sleep(SETTLE_SECONDS)
+        for pipe in pipes[:-1]:
+            pipe.send("look")
+        for pipe in pipes[:-1]:
+            total.add(_receive(mode, pipe))
         for one in running:
             one.join(10)
     finally:
@@ -238,6 +257,6 @@ def _receive(mode: Mode, pipe: Connection) -> Any:
     if not pipe.poll(WAIT_SECONDS):
         fail(f"{mode.name}: a process did not answer")
     got = pipe.recv()
-    if isinstance(got, str) and got != "ready":
+    if isinstance(got, str) and got not in {"ready", "read"}:
         fail(f"{mode.name}: {got}")
     return got

@@ -133,7 +133,7 @@ def stampede(client: redis.Redis, pipes: list[Connection], column: str, space: s
     for pipe in pipes:
         pipe.send((column, space))
     _answers(pipes)
-    warmed = int(client.get(space) or 0)
+    warmed = _count(client, space)
     time.sleep(RUN_UP_SECONDS)  # fills and whatever else follows a load are done
     with client.monitor() as monitor:
         start = time.monotonic() + RUN_UP_SECONDS
@@ -142,7 +142,7 @@ def stampede(client: redis.Redis, pipes: list[Connection], column: str, space: s
         answers = _answers(pipes)
         client.echo(END)
         sent = _sent(monitor)
-    loads = int(client.get(space) or 0) - warmed
+    loads = _count(client, space) - warmed
     for pipe in pipes:
         pipe.send("done")
     if not all(right for _, right in answers):
@@ -156,6 +156,10 @@ def _answers(pipes: list[Connection]) -> list[Any]:
         if not pipe.poll(ANSWER_SECONDS):
             fail("a process did not answer")
     return [pipe.recv() for pipe in pipes]
+
+
+def _count(client: redis.Redis, counter: str) -> int:
+    return int(client.get(counter) or 0)  # type: ignore[arg-type]  # redis-py's annotation covers both its clients
 
 
 def _sent(monitor: Monitor) -> int:

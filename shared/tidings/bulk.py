@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from .errors import UnavailableError
@@ -10,9 +9,9 @@ from .fence import judge
 from .filling import Lead
 from .layout import facts_of
 from .operations import Batch, Look, Looked, Opened
-from .reading import Reading
+from .reading import MOST_WAITS, Reading
 from .seen import NOTHING, AwayError
-from .steps import Ask, Follow, Invoke, Steps
+from .steps import Ask, Follow, Steps, Wait
 from .targets import Request
 
 
@@ -37,40 +36,39 @@ def peek_many(reading: Reading, requests: Sequence[Request], default: Any) -> St
     return values
 
 
-class LeftOutError(Exception):
-    """A loader of many did not return this one. Never leaves the library."""
-
-
-def read_many(reading: Reading, requests: Sequence[Request], load: Callable[[list[int]], Any]) -> Steps[list[Any]]:
-    """Return each entry's value; `load`, given the indices that are missing, returns a mapping of them to values.
+def read_many(
+    reading: Reading, requests: Sequence[Request], load: Callable[[list[int]], Steps[Mapping[int, Any]]]
+) -> Steps[list[Any]]:
+    """Return each entry's value; `load`, given the indices that are missing, gives a mapping of them to values.
 
     What it leaves out is NOTHING and not kept. An entry that another process loads, or this one in another call, is
-    not loaded with the others: it is waited for afterwards, and loaded by its own request if that fails, which may
-    raise LeftOutError. Raises what the load raises, and AwayError.
+    not loaded with the others but waited for afterwards; what is still missing then is loaded in one more call. Raises
+    what the load raises, and AwayError.
     """
-    found = yield from _look(requests, [request.target.look for request in requests])
     values: list[Any] = [NOTHING] * len(requests)
-    missing: list[int] = []
-    for index, (request, looked) in enumerate(zip(requests, found, strict=True)):
-        seen = reading.judge(request, looked)
-        reading.count(request, seen)
-        if seen.fresh:
-            values[index] = seen.value
-        else:
-            missing.append(index)
-    if not missing:
-        return values
-    leads = yield from _open(reading, requests, missing)
-    if leads:
-        loaded: Mapping[int, Any] = yield from _load(reading, requests, leads, load)
-        for index, value in loaded.items():
-            values[index] = value
-    for index in missing:
-        if index not in leads:
-            try:
-                values[index] = yield from reading.read(requests[index])
-            except LeftOutError:
-                continue
+    missing = list(range(len(requests)))
+    for waits in range(MOST_WAITS + 1):
+        found = yield from _look(requests, [requests[index].target.look for index in missing])
+        for index, looked in zip(list(missing), found, strict=True):
+            seen = reading.judge(requests[index], looked)
+            if waits == 0:
+                reading.count(requests[index], seen)
+            if seen.fresh:
+                values[index] = seen.value
+                missing.remove(index)
+        if not missing:
+            break
+        leads, held = yield from _open(reading, requests, missing, last=waits == MOST_WAITS)
+        if leads:
+            loaded: Mapping[int, Any] = yield from _load(reading, requests, leads, load)
+            for index, value in loaded.items():
+                values[index] = value
+        for index, opened in held.items():
+            target = requests[index].target
+            yield Wait(target.key, target.places.wakes, opened.position, opened.left_ms)
+        missing = list(held)
+        if not missing:
+            break
     return values
 
 
@@ -84,29 +82,42 @@ def _look(requests: Sequence[Request], looks: list[Look]) -> Steps[list[Looked]]
     return found
 
 
-def _open(reading: Reading, requests: Sequence[Request], missing: list[int]) -> Steps[dict[int, Lead]]:
-    """Ask for the lease on each, and return those that are ours to load."""
+def _open(
+    reading: Reading, requests: Sequence[Request], missing: list[int], *, last: bool
+) -> Steps[tuple[dict[int, Lead], dict[int, Opened]]]:
+    """Ask for the lease on each; return those that are ours to load, all in the `last` round, and those that are not.
+
+    Where Redis keeps no tokens there is nothing to load under: AwayError.
+    """
     openings = [reading.filling.opening(requests[index].target, leased=True) for index in missing]
     try:
         answers: list[Opened] = yield Ask(Batch(openings))
     except UnavailableError as error:
         raise AwayError from error
     leads: dict[int, Lead] = {}
+    held: dict[int, Opened] = {}
     for index, opening, opened in zip(missing, openings, answers, strict=True):
         ticket = judge(requests[index].target.key, opened.head, opened.tokens).ticket
-        if ticket is not None and opened.leads and opening.lease is not None:
-            leads[index] = Lead(ticket, opening.lease.owner, opened.now_us)
-    return leads
+        if ticket is None or opening.lease is None:
+            raise AwayError
+        if opened.leads or last:
+            leads[index] = Lead(ticket, opening.lease.owner if opened.leads else b"", opened.now_us)
+        else:
+            held[index] = opened
+    return leads, held
 
 
 def _load(
-    reading: Reading, requests: Sequence[Request], leads: Mapping[int, Lead], load: Callable[[list[int]], Any]
+    reading: Reading,
+    requests: Sequence[Request],
+    leads: Mapping[int, Lead],
+    load: Callable[[list[int]], Steps[Mapping[int, Any]]],
 ) -> Steps[Mapping[int, Any]]:
     started = time.perf_counter()
     counts = requests[0].target.counts
     counts.loads += 1
     try:
-        loaded: Mapping[int, Any] = yield Invoke(partial(load, list(leads)))
+        loaded = yield from load(list(leads))
         payloads = {index: requests[index].codec.encode(value) for index, value in loaded.items()}
     except BaseException:
         counts.load_errors += 1
@@ -114,9 +125,8 @@ def _load(
         raise
     load_us = round((time.perf_counter() - started) * 1e6)
     counts.load_us.add(load_us)
-    yield Follow(
-        _fill(reading, requests, leads, {index: (loaded[index], payloads[index]) for index in loaded}, load_us)
-    )
+    encoded = {index: (value, payloads[index]) for index, value in loaded.items()}
+    yield Follow(_fill(reading, requests, leads, encoded, load_us))
     return loaded
 
 
@@ -146,4 +156,5 @@ def _fill(
 
 def _release(reading: Reading, requests: Sequence[Request], leads: Mapping[int, Lead]) -> Steps[None]:
     for index, lead in leads.items():
-        yield from reading.filling.release(requests[index].target, lead.owner)
+        if lead.owner:
+            yield from reading.filling.release(requests[index].target, lead.owner)

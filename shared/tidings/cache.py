@@ -1,29 +1,22 @@
 """`Cache`: the object that owns connections and lifetimes; everything a service does starts here."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from .bulk import LeftOutError, peek_many, read_many
 from .cached import CachedOptions, Decorator, decorate
-from .errors import InvalidationError, PublishError, UnavailableError
-from .events import Event, to_fields
-from .invalidation import by_pattern, direct, invalidation
-from .keys import check_namespace
+from .events import Event
+from .invalidation import direct
 from .memory import MemoryStore
-from .naming import Many, codec_of, named, untyped
-from .operations import Append, Ping
 from .policy import Seconds, TtlWord
 from .publisher import Receipt
 from .reader import Reader
-from .seen import NOTHING, AwayError
 from .settings import CacheOptions, GivenSettings, Settings
 from .shared import Shared
 from .store import AsyncStore, RedisStore
 from .sync import SyncCache
-from .targets import Call, Request, Target
+from .targets import Call, Target
 
 T = TypeVar("T")
 
@@ -67,7 +60,8 @@ class Cache:
 
     async def get(self, key: str, *, namespace: str = "default", default: Any = None) -> Any:
         """Return what `set` or `get_or_set` stored under `key`, or `default`. Fails open: Redis away is a miss."""
-        return await self.reader().peek(self._named(key, namespace), default)
+        reader = self.reader()
+        return await reader.peek(reader.commands.named(key, namespace), default)
 
     async def set(
         self,
@@ -83,7 +77,8 @@ class Cache:
         Valid until an invalidation of the namespace or of a tag that comes after this call began. Raises EncodeError
         for a value that would not come back as it was, UnavailableError when Redis does not take it.
         """
-        await self.reader().put([self._named(key, namespace, ttl, tags)], [value])
+        reader = self.reader()
+        await reader.drive(reader.commands.set_many({key: value}, namespace, ttl, tags))
 
     async def get_or_set(
         self,
@@ -98,27 +93,21 @@ class Cache:
 
         The type is `func`'s return annotation; a function without one must return JSON types.
         """
-        wanted = self.target(named(key, namespace, ttl, tags))
-        value: T = await self.reader().read(Request(wanted, func, codec_of(func)))
+        reader = self.reader()
+        value: T = await reader.read(reader.commands.named(key, namespace, func, ttl, tags))
         return value
 
     async def delete(self, key: str, *, namespace: str = "default") -> bool:
         """Invalidate the entry under `key`; return whether there was a value. Raises InvalidationError."""
-        return bool(await self._invalidate({}, [self.keys.entry(check_namespace(namespace), key)]))
+        reader = self.reader()
+        return await reader.drive(reader.commands.delete(key, namespace))
 
     # Many at once
 
     async def get_many(self, keys: Iterable[str], *, namespace: str = "default", default: Any = None) -> dict[str, Any]:
         """Return the value of every key, `default` for those that are not there; see `get`. One exchange, or two."""
-        many = Many.of(keys)
-        requests = [self._named(key, namespace) for key in many.keys]
         reader = self.reader()
-        if requests and reader.breaker.closed:
-            try:
-                return many.named(await reader.drive(peek_many(reader.reading, requests, default)))
-            except AwayError:
-                pass
-        return dict.fromkeys(many.keys, default)
+        return await reader.drive(reader.commands.get_many(keys, namespace, default))
 
     async def set_many(
         self,
@@ -129,9 +118,8 @@ class Cache:
         namespace: str = "default",
     ) -> None:
         """Store every value under its key; see `set`. Not all or nothing: what raises may have stored some."""
-        requests = [self._named(key, namespace, ttl, tags) for key in values]
-        if requests:
-            await self.reader().put(requests, list(values.values()))
+        reader = self.reader()
+        await reader.drive(reader.commands.set_many(values, namespace, ttl, tags))
 
     async def get_or_set_many(
         self,
@@ -148,25 +136,8 @@ class Cache:
         key that it leaves out is left out of the result, and not kept. `tags` are the same for all, or a callable of
         the key. The promises are those of `cached`; a key that another process is loading is waited for, not loaded.
         """
-        many, reader = Many.of(keys), self.reader()
-
-        async def load(indices: Sequence[int]) -> dict[int, T]:
-            return many.indexed(await func([many.keys[index] for index in indices]), indices)
-
-        async def load_one(index: int) -> T:
-            loaded = await load([index])
-            if index not in loaded:
-                raise LeftOutError
-            return loaded[index]
-
-        requests = many.requests(self.target, load_one, func, namespace=namespace, ttl=ttl, tags=tags)
-        if requests and reader.breaker.closed:
-            try:
-                return many.named(await reader.drive(read_many(reader.reading, requests, load)))
-            except AwayError:
-                pass
-        loaded = await load(range(len(requests))) if requests else {}
-        return many.named([loaded.get(index, NOTHING) for index in range(len(requests))])
+        reader = self.reader()
+        return await reader.drive(reader.commands.get_or_set_many(keys, func, namespace=namespace, ttl=ttl, tags=tags))
 
     # Invalidation
 
@@ -197,15 +168,12 @@ class Cache:
         of the server, in steps; prefer tags. The promise is that of `invalidate`.
         """
         reader = self.reader()
-        try:
-            told = await reader.drive(by_pattern(self.keys, self.settings, glob, namespace))
-        except UnavailableError as error:
-            raise InvalidationError(str(error)) from error
-        self._shared.invalidated(told)
+        await reader.drive(reader.commands.invalidate_pattern(glob, namespace))
 
     async def invalidate_call(self, call: Call) -> None:
         """Invalidate one cached function's entry; a load of it in flight will not be stored."""
-        await self._invalidate({}, [self.key_of(call)])
+        reader = self.reader()
+        await reader.drive(reader.commands.invalidate_call(call))
 
     async def invalidate_tokens(self, causes: Mapping[str, str], *, events: str = "") -> None:
         """Invalidate by token names (`keys.tag_token` and its like), each with its cause, in one operation.
@@ -213,17 +181,8 @@ class Cache:
         This is what the worker calls with what a whole batch of events makes wrong; `events` are the ids of their
         stream entries, whose receipts are told in the same operation.
         """
-        if causes or events:
-            await self._invalidate(causes, [], events)
-
-    async def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> int:
-        operation = invalidation(self.keys, self.settings, causes, entries, events=events)
-        try:
-            return await self.reader().ask(operation)
-        except UnavailableError as error:
-            raise InvalidationError(str(error)) from error
-        finally:  # whether it happened or not: what is held here may be wrong from now on
-            self._shared.invalidated(operation)
+        reader = self.reader()
+        await reader.drive(reader.commands.invalidate(causes, events=events))
 
     # Events
 
@@ -234,14 +193,10 @@ class Cache:
         acknowledge it: it may or may not be in the stream. Publishing it again is safe, since an event may be applied
         twice.
         """
-        fields = to_fields(event, source=self.settings.source, subject=subject)
         reader = self.reader()
-        try:
-            stream_id = await reader.ask(Append(self.keys.events, fields))
-        except UnavailableError as error:
-            raise PublishError(str(error)) from error
-        redis_store = reader.store if isinstance(reader.store, RedisStore) else None
-        return Receipt(stream_id, fields["id"], self.keys, self.settings.group, redis_store)
+        stream_id, event_id = await reader.drive(reader.commands.publish(event, subject))
+        store = reader.store if isinstance(reader.store, RedisStore) else None
+        return Receipt(stream_id, event_id, self.keys, self.settings.group, store)
 
     # Lifetime
 
@@ -250,13 +205,8 @@ class Cache:
 
         Never raises for the server's sake.
         """
-        started = time.perf_counter()
-        found: dict[str, Any] = {"ok": True, **self._shared.health()}
-        try:
-            await self.reader().ask(Ping())
-        except UnavailableError as error:
-            return {**found, "ok": False, "error": str(error)}
-        return {**found, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+        reader = self.reader()
+        return await reader.drive(reader.commands.health())
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return this process's counters by namespace, and in each by function; see `telemetry.Counts`."""
@@ -319,8 +269,3 @@ class Cache:
             loop = reference()
             if loop is not None and loop.is_closed():
                 self._readers.pop(loop, None)
-
-    def _named(
-        self, key: str, namespace: str, ttl: Seconds | TtlWord | None = None, tags: Iterable[str] = ()
-    ) -> Request:
-        return Request(self.target(named(key, namespace, ttl, tags)), None, untyped)

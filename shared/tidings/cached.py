@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from .described import Options
 from .errors import ConfigurationError
@@ -18,21 +18,41 @@ from .layout import MAX_TAGS
 from .policy import Seconds, TtlWord, policy
 from .templates import Template, parse
 
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+
 if TYPE_CHECKING:
     from .cache import Cache
 
-P = ParamSpec("P")
-R = TypeVar("R")
+    class _CachedOfClass(CachedFunction[Concatenate[type[S], Q], R], Generic[S, Q, R]):
+        """A `CachedFunction` whose first parameter is a class: inside a class, type checkers see classmethods so."""
+
+        def __get__(self, instance: S | None, owner: type[S]) -> BoundCachedFunction[Q, R]: ...  # type: ignore[override]
+
+    class _CachedSyncOfClass(CachedSyncFunction[Concatenate[type[S], Q], R], Generic[S, Q, R]):
+        """The same for a plain function."""
+
+        def __get__(self, instance: S | None, owner: type[S]) -> BoundCachedSyncFunction[Q, R]: ...  # type: ignore[override]
+
 
 #: Templates over the arguments, or a callable that is given every argument by name.
 Tags = Sequence[str] | Callable[..., Iterable[str]]
 
 
 class Decorator(Protocol):
-    """What `cached(…)` returns: takes an ``async def`` or a plain function, or a classmethod of one."""
+    """What `cached(…)` returns: takes an ``async def`` or a plain function, or a classmethod of one.
+
+    At run time each overload for a class's own gives what the overload below it says.
+    """
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # the first that fits: a coroutine function is also a function
+        self, function: Callable[Concatenate[type[S], Q], Coroutine[Any, Any, R]], /
+    ) -> "_CachedOfClass[S, Q, R]": ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> CachedFunction[P, R]: ...
     @overload
@@ -41,6 +61,8 @@ class Decorator(Protocol):
     ) -> BoundCachedFunction[P, R]: ...
     @overload
     def __call__(self, function: "classmethod[Any, P, R]", /) -> BoundCachedSyncFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[type[S], Q], R], /) -> "_CachedSyncOfClass[S, Q, R]": ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> CachedSyncFunction[P, R]: ...
 

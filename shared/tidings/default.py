@@ -27,7 +27,7 @@ def configure(url: str, **options: Unpack[CacheOptions]) -> Cache:
 
 def set_cache(cache: Cache | None) -> Cache | None:
     """Make a cache the default, and return the one before; None: the next use reads the environment again."""
-    global _current  # noqa: PLW0603 the one global that the design allows
+    global _current  # the one global that the design allows
     with _lock:
         before, _current = _current, cache
         return before

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, TypeVar, get_args
 
 from .codec import UNTYPED, Codec
@@ -65,24 +65,17 @@ class Many:
     def requests(
         self,
         target: Callable[[Call], Target],
-        load_one: Callable[[int], Any],
         func: Callable[..., Any],
         *,
         namespace: str,
         ttl: Seconds | TtlWord | None,
         tags: Iterable[str] | Callable[[str], Iterable[str]],
     ) -> list[Request]:
-        """Return the request of each key; `load_one` loads one of them, by its index."""
+        """Return the request of each key; what is missing is loaded together, so none has a load of its own."""
         codec = codec_of_values(func)
         given = tags if callable(tags) or isinstance(tags, str) else tuple(tags)
-        return [
-            Request(
-                target(named(key, namespace, ttl, given(key) if callable(given) else given)),
-                partial(load_one, i),
-                codec,
-            )
-            for i, key in enumerate(self.keys)
-        ]
+        calls = [named(key, namespace, ttl, given(key) if callable(given) else given) for key in self.keys]
+        return [Request(target(call), None, codec) for call in calls]
 
     def indexed(self, loaded: Mapping[str, T], indices: Sequence[int]) -> dict[int, T]:
         """Return what a loader gave for these indices; what it gave besides is not asked for."""

@@ -5,15 +5,17 @@ are tasks that belong to the reader, which `drain` waits for.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
 from .codec import Codec
+from .commands import Commands
 from .errors import DecodeError, UnavailableError
 from .fence import hit
 from .filling import Filling, Stored
-from .operations import Looked, Open, Operation
+from .operations import Look, Looked, Open, Operation, Release
 from .reading import Reading
 from .seen import AwayError
 from .shared import Shared
@@ -24,6 +26,16 @@ from .targets import Request, Target
 from .wakes import Wakes
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Admission:
+    """An opening, and how many wait for it; `leads` once it has brought a lease."""
+
+    operation: Open
+    callers: int = 0
+    leads: bool = False
+    task: asyncio.Task[Any] = field(init=False)
 
 
 class Reader:
@@ -51,11 +63,11 @@ class Reader:
             longest_ms=longest_ms,
         )
         note = shared.note if main else _no_note
-        self.reading = Reading(
-            settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock
-        )
+        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
+        self.commands = Commands(shared, self.reading)
         self._most_refreshes = settings.max_refreshes
-        self._admissions: dict[tuple[str, ...], asyncio.Task[Any]] = {}
+        self._admissions: dict[tuple[str, ...], _Admission] = {}
+        self._looks: dict[Look, asyncio.Task[Looked]] = {}
         self._behind: dict[str, asyncio.Task[Any]] = {}
         blocking = getattr(store, "blocking", None)
         self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout)
@@ -136,10 +148,6 @@ class Reader:
         except AwayError as error:
             raise UnavailableError(str(error.__cause__ or "Redis keeps no tokens")) from error
 
-    async def put(self, requests: Sequence[Request], values: Sequence[Any]) -> None:
-        """See `Filling.put`."""
-        await self.drive(self.reading.filling.put(requests, values))
-
     async def ask(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """Carry out an operation, and let the breaker know how it went. Raises UnavailableError."""
         try:
@@ -175,6 +183,8 @@ class Reader:
 
     async def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
         match step:
+            case Ask(Look() as look, bulk):
+                return await self._look(look, bulk=bulk)
             case Ask(operation, bulk):
                 return await self.ask(operation, bulk=bulk)
             case Admit(operation):
@@ -190,27 +200,66 @@ class Reader:
             case Behind(key, make):
                 return self._start_behind(key, make)
             case Wait():
-                return None if self._wakes is None else await self._wakes.wait(step)
+                return self._wakes is not None and await self._wakes.wait(step) and self.breaker.closed
+
+    async def _look(self, look: Look, *, bulk: bool) -> Looked:
+        """Look; all who look for the same in this round of the event loop share it, as `_admit` says.
+
+        Those who have waited for one load come all at once.
+        """
+        if not (look.ttl or look.time):
+            try:
+                entry, *tokens = await self.store.read(look.keys, bulk=bulk)
+            except UnavailableError as error:
+                self._failed(error)
+                raise
+            return Looked(entry, tokens)
+        task = self._looks.get(look)
+        if task is None:
+            task = self._looks[look] = self.flights.follow(self._send_look(look, bulk=bulk), heard=True)
+        return cast("Looked", await asyncio.shield(task))
+
+    async def _send_look(self, look: Look, *, bulk: bool) -> Looked:
+        del self._looks[look]
+        return await self.ask(look, bulk=bulk)
 
     async def _admit(self, operation: Open) -> Any:
         """Share an opening with everybody who asks for the same in this round of the event loop.
 
         A task starts in the next round, so what is shared has not been sent when it is joined: who joins is opened
-        after joining, as if it had asked alone.
+        after joining, as if it had asked alone. A lease that comes when all of them have gone is given up.
         """
         same = (*operation.keys, "log" if operation.log else "")
-        task = None if operation.renew else self._admissions.get(same)
-        if task is None:
-            task = self.flights.follow(self._send_admission(same, operation))
+        shared = None if operation.renew else self._admissions.get(same)
+        if shared is None:
+            shared = _Admission(operation)
+            shared.task = self.flights.follow(self._send_admission(same, shared), heard=True)
             if not operation.renew:
-                self._admissions[same] = task
-        return await asyncio.shield(task)
+                self._admissions[same] = shared
+        shared.callers += 1
+        try:
+            return await asyncio.shield(shared.task)
+        except asyncio.CancelledError:
+            shared.callers -= 1
+            if shared.task.done():
+                self._abandon(shared)
+            raise
 
-    async def _send_admission(self, same: tuple[str, ...], operation: Open) -> Any:
+    async def _send_admission(self, same: tuple[str, ...], shared: "_Admission") -> Any:
+        operation = shared.operation
         if not operation.renew:
             del self._admissions[same]
-        owner = b"" if operation.lease is None else operation.lease.owner
-        return owner, await self.ask(operation)
+        opened = await self.ask(operation)
+        shared.leads = operation.lease is not None and opened.leads
+        self._abandon(shared)
+        return b"" if operation.lease is None else operation.lease.owner, opened
+
+    def _abandon(self, shared: "_Admission") -> None:
+        operation = shared.operation
+        if shared.callers == 0 and shared.leads and operation.lease is not None:
+            shared.leads = False
+            release = Release(operation.keys[0], operation.places, operation.lease.owner)
+            self.flights.follow(self.ask(release), heard=True)
 
     def _start_behind(self, key: str, make: Callable[[], Steps[Any]]) -> None:
         if key in self._behind or len(self._behind) >= self._most_refreshes:

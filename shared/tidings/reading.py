@@ -19,7 +19,7 @@ from random import random
 from typing import Any
 
 from .errors import DecodeError, EncodeError, UnavailableError
-from .fence import Verdict, judge
+from .fence import Ticket, Verdict, judge
 from .filling import Filling, Flown, Lead, Stored
 from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens, unique
 from .operations import Look, Looked, Opened
@@ -230,18 +230,31 @@ class Reading:
             quick = born is not None and born.load_us < LEASE_WORTH_US
             if quick or ticket in self._flights:
                 return Lead(ticket, seen_us=now_us, noted=seen.noted)
+            if ("wait", ticket) in self._flights and waits < MOST_WAITS:
+                yield from self._wait(ticket, None)
+                return None
         owner, opened, lead = yield from self._open(request, noted=seen.noted)
         if lead.identity in self._flights:
             return lead
         last = waits >= MOST_WAITS
         if seen.sighting.born is None and opened.head[:LINEAGE_START] != VACANT and not last:
-            if opened.leads:  # filled since it was looked for
-                yield Follow(self.filling.release(wanted, owner))
+            if opened.leads:  # filled since it was looked for; everybody who shares the opening is here
+                yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
             return None
         if opened.leads or last:
             return lead
-        yield Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms)
+        yield from self._wait(lead.ticket, Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms))
         return None
+
+    def _wait(self, ticket: Ticket, wait: Wait | None) -> Steps[None]:
+        """Wait for a load elsewhere, together with all who wait here for the same; without `wait` only with those.
+
+        Whoever joins has just seen the ticket under which the lease was refused, and looks again afterwards. Raises
+        AwayError when there is no point in looking again.
+        """
+        goes_on, _ = yield Fly(("wait", ticket), partial(_waited, wait))
+        if not goes_on:
+            raise AwayError
 
     def _open(self, request: Request, *, renew: bool = False, noted: int | None) -> Steps[tuple[bytes, Opened, Lead]]:
         """Make a load possible. Raises AwayError also when Redis evicts tokens faster than they are read."""
@@ -324,6 +337,11 @@ class Reading:
             return
         except Exception as error:  # noqa: BLE001 whatever the load raises; the value that was served stays
             log.error("refresh_failed", function=wanted.call.label, key=wanted.key, exc_info=error)
+
+
+def _waited(wait: Wait | None) -> Steps[bool]:
+    """Wait; without `wait` it is over by now. Gives whether Redis is there to be asked again."""
+    return True if wait is None else (yield wait)
 
 
 def _ask(wanted: Target, step: Ask | Admit) -> Steps[Any]:

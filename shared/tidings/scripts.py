@@ -39,7 +39,10 @@ local function end_lease(lease, done, owner, key)
   local held = redis.pcall('GET', lease)
   if type(held) == 'string' and string.sub(held, 1, {UNIQUE_LENGTH}) == owner then
     redis.call('DEL', lease)
-    if string.sub(held, -2) == ' w' then redis.call('XADD', done, 'MAXLEN', '~', 1000, '*', 'key', key) end
+    if string.sub(held, -2) == ' w' then
+      local told = redis.pcall('XADD', done, 'MAXLEN', '~', 1000, '*', 'key', key)
+      if type(told) ~= 'string' then redis.call('DEL', done) end
+    end
   end
 end
 """
@@ -49,7 +52,8 @@ end
 #
 # A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
 # all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
-# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's.
+# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's. Who waits for it
+# then waits for the load that has overtaken it.
 OPEN = Script.of(f"""
 {_NOW}
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
@@ -80,14 +84,16 @@ local leads, left, position = 1, 0, '0-0'
 if ARGV[5] ~= '' then
   local lease, wakes = KEYS[#KEYS - 2], KEYS[#KEYS - 1]
   local held = redis.pcall('GET', lease)
-  if type(held) == 'string' and string.sub(held, {UNIQUE_LENGTH + 1}, {UNIQUE_LENGTH} + #under) == under then
+  left = redis.call('PTTL', lease)
+  local same = type(held) == 'string' and string.sub(held, {UNIQUE_LENGTH + 1}, {UNIQUE_LENGTH} + #under) == under
+  if same and left > 0 then
     leads = 0
-    left = redis.call('PTTL', lease)
     if string.sub(held, -2) ~= ' w' then redis.call('APPEND', lease, ' w') end
-    local last = redis.call('XREVRANGE', wakes, '+', '-', 'COUNT', 1)
+    local last = redis.pcall('XREVRANGE', wakes, '+', '-', 'COUNT', 1)
     position = last[1] and last[1][1] or '0-0'
   else
-    redis.call('SET', lease, ARGV[5] .. under, 'PX', ARGV[6])
+    local waited = type(held) == 'string' and string.sub(held, -2) == ' w' and ' w' or ''
+    redis.call('SET', lease, ARGV[5] .. under .. waited, 'PX', ARGV[6])
   end
 end
 local logged = ''

@@ -57,11 +57,14 @@ class Flights:
                 self._waiting[task] -= 1
             raise
 
-    def follow(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run what comes after a load without anybody waiting for it, but for `drain`; a failure is logged."""
+    def follow(self, work: Coroutine[Any, Any, T], *, heard: bool = False) -> asyncio.Task[T]:
+        """Run what comes after a load without anybody waiting for it, but for `drain`; a failure is logged.
+
+        Not if it is `heard`: by those who share the task, or because it was said elsewhere.
+        """
         task = asyncio.create_task(work)
         self._tasks[task] = task
-        task.add_done_callback(lambda done: self._landed(done, done))
+        task.add_done_callback(lambda done: self._landed(done, done, heard=heard))
         return task
 
     @property
@@ -96,10 +99,10 @@ class Flights:
         loading.set(loading.get() | {ticket})
         return await load()
 
-    def _landed(self, ticket: Hashable, task: asyncio.Task[Any]) -> None:
+    def _landed(self, ticket: Hashable, task: asyncio.Task[Any], *, heard: bool = False) -> None:
         del self._tasks[ticket]
         waiting = self._waiting.pop(task, 0)
-        if not task.cancelled() and (error := task.exception()) is not None and waiting == 0:
+        if not task.cancelled() and (error := task.exception()) is not None and not (waiting or heard):
             log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
 
 

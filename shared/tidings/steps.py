@@ -77,7 +77,10 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until the lease on an entry has ended, at most `left_ms` milliseconds; `position` is from `Opened`."""
+    """Wait until the lease on an entry has ended, at most `left_ms` milliseconds; `position` is from `Opened`.
+
+    Gives whether Redis is to be asked again: not when it did not answer meanwhile, or its connections were closed.
+    """
 
     entry: str
     wakes: str

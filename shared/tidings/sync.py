@@ -1,24 +1,17 @@
 """The blocking side of a cache, for threads and scripts: the methods of `Cache`, with the same promises."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from .bulk import LeftOutError, peek_many, read_many
-from .errors import InvalidationError, PublishError, UnavailableError
-from .events import Event, to_fields
-from .invalidation import by_pattern, direct, invalidation
-from .keys import check_namespace
+from .events import Event
+from .invalidation import direct
 from .memory import SyncMemoryStore
-from .naming import Many, codec_of, named, untyped
-from .operations import Append, Ping
 from .policy import Seconds, TtlWord
 from .publisher import SyncReceipt
-from .seen import NOTHING, AwayError
 from .shared import Shared
 from .store import SyncRedisStore, SyncStore
 from .sync_reader import SyncReader
-from .targets import Call, Request
+from .targets import Call
 
 T = TypeVar("T")
 
@@ -33,12 +26,13 @@ class SyncCache:
         outage = None if shared.outage is None else SyncReader(SyncMemoryStore(shared.outage), shared, main=False)
         #: what reads and fills for all threads
         self.reader = SyncReader(store, shared, outage=outage)
+        self._commands = self.reader.commands
 
     # The read side
 
     def get(self, key: str, *, namespace: str = "default", default: Any = None) -> Any:
         """See `Cache.get`."""
-        return self.reader.peek(self._named(key, namespace), default)
+        return self.reader.peek(self._commands.named(key, namespace), default)
 
     def set(
         self,
@@ -50,7 +44,7 @@ class SyncCache:
         namespace: str = "default",
     ) -> None:
         """See `Cache.set`."""
-        self.reader.put([self._named(key, namespace, ttl, tags)], [value])
+        self.reader.drive(self._commands.set_many({key: value}, namespace, ttl, tags))
 
     def get_or_set(
         self,
@@ -62,24 +56,16 @@ class SyncCache:
         namespace: str = "default",
     ) -> T:
         """See `Cache.get_or_set`; `func` is called, not awaited."""
-        wanted = self._shared.target(named(key, namespace, ttl, tags))
-        value: T = self.reader.read(Request(wanted, func, codec_of(func)))
+        value: T = self.reader.read(self._commands.named(key, namespace, func, ttl, tags))
         return value
 
     def delete(self, key: str, *, namespace: str = "default") -> bool:
         """See `Cache.delete`."""
-        return bool(self._invalidate({}, [self._shared.keys.entry(check_namespace(namespace), key)]))
+        return self.reader.drive(self._commands.delete(key, namespace))
 
     def get_many(self, keys: Iterable[str], *, namespace: str = "default", default: Any = None) -> dict[str, Any]:
         """See `Cache.get_many`."""
-        many = Many.of(keys)
-        requests = [self._named(key, namespace) for key in many.keys]
-        if requests and self.reader.breaker.closed:
-            try:
-                return many.named(self.reader.drive(peek_many(self.reader.reading, requests, default)))
-            except AwayError:
-                pass
-        return dict.fromkeys(many.keys, default)
+        return self.reader.drive(self._commands.get_many(keys, namespace, default))
 
     def set_many(
         self,
@@ -90,9 +76,7 @@ class SyncCache:
         namespace: str = "default",
     ) -> None:
         """See `Cache.set_many`."""
-        requests = [self._named(key, namespace, ttl, tags) for key in values]
-        if requests:
-            self.reader.put(requests, list(values.values()))
+        self.reader.drive(self._commands.set_many(values, namespace, ttl, tags))
 
     def get_or_set_many(
         self,
@@ -104,92 +88,49 @@ class SyncCache:
         namespace: str = "default",
     ) -> dict[str, T]:
         """See `Cache.get_or_set_many`; `func` is called, not awaited."""
-        many, reader = Many.of(keys), self.reader
-
-        def load(indices: Sequence[int]) -> dict[int, T]:
-            return many.indexed(func([many.keys[index] for index in indices]), indices)
-
-        def load_one(index: int) -> T:
-            loaded = load([index])
-            if index not in loaded:
-                raise LeftOutError
-            return loaded[index]
-
-        requests = many.requests(self._shared.target, load_one, func, namespace=namespace, ttl=ttl, tags=tags)
-        if requests and reader.breaker.closed:
-            try:
-                return many.named(reader.drive(read_many(reader.reading, requests, load)))
-            except AwayError:
-                pass
-        loaded = load(range(len(requests))) if requests else {}
-        return many.named([loaded.get(index, NOTHING) for index in range(len(requests))])
+        steps = self._commands.get_or_set_many(keys, func, namespace=namespace, ttl=ttl, tags=tags)
+        return self.reader.drive(steps)
 
     # Invalidation
 
     def invalidate(self, *, namespaces: Iterable[str] = (), tags: Iterable[str] = ()) -> None:
         """See `Cache.invalidate`."""
-        self._invalidate(direct("invalidate", namespaces, tags))
+        self.reader.drive(self._commands.invalidate(direct("invalidate", namespaces, tags)))
 
     def invalidate_namespace(self, name: str) -> None:
         """See `Cache.invalidate_namespace`."""
-        self._invalidate(direct("invalidate_namespace", [name]))
+        self.reader.drive(self._commands.invalidate(direct("invalidate_namespace", [name])))
 
     def invalidate_tags(self, *tags: str) -> None:
         """See `Cache.invalidate_tags`."""
-        self._invalidate(direct("invalidate_tags", tags=tags))
+        self.reader.drive(self._commands.invalidate(direct("invalidate_tags", tags=tags)))
 
     def invalidate_all(self) -> None:
         """See `Cache.invalidate_all`."""
-        self._invalidate(direct("invalidate_all", everything=True))
+        self.reader.drive(self._commands.invalidate(direct("invalidate_all", everything=True)))
 
     def invalidate_pattern(self, glob: str, *, namespace: str | None = "default") -> None:
         """See `Cache.invalidate_pattern`."""
-        shared = self._shared
-        try:
-            told = self.reader.drive(by_pattern(shared.keys, shared.settings, glob, namespace))
-        except UnavailableError as error:
-            raise InvalidationError(str(error)) from error
-        shared.invalidated(told)
+        self.reader.drive(self._commands.invalidate_pattern(glob, namespace))
 
     def invalidate_call(self, call: Call) -> None:
         """See `Cache.invalidate_call`."""
-        self._invalidate({}, [self._shared.keys.entry(call.namespace, call.name)])
-
-    def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str] = ()) -> int:
-        operation = invalidation(self._shared.keys, self._shared.settings, causes, entries)
-        if not operation.what:
-            return 0
-        try:
-            return self.reader.ask(operation)
-        except UnavailableError as error:
-            raise InvalidationError(str(error)) from error
-        finally:
-            self._shared.invalidated(operation)
+        self.reader.drive(self._commands.invalidate_call(call))
 
     # Events
 
     def publish(self, event: Event, *, subject: str | None = None) -> SyncReceipt:
         """See `Cache.publish`."""
-        shared, store = self._shared, self.reader.store
-        fields = to_fields(event, source=shared.settings.source, subject=subject)
-        try:
-            stream_id = self.reader.ask(Append(shared.keys.events, fields))
-        except UnavailableError as error:
-            raise PublishError(str(error)) from error
-        redis_store = store if isinstance(store, SyncRedisStore) else None
-        return SyncReceipt(stream_id, fields["id"], shared.keys, shared.settings.group, redis_store)
+        stream_id, event_id = self.reader.drive(self._commands.publish(event, subject))
+        store, shared = self.reader.store, self._shared
+        found = store if isinstance(store, SyncRedisStore) else None
+        return SyncReceipt(stream_id, event_id, shared.keys, shared.settings.group, found)
 
     # Lifetime
 
     def health(self) -> dict[str, Any]:
         """See `Cache.health`."""
-        started = time.perf_counter()
-        found: dict[str, Any] = {"ok": True, **self._shared.health()}
-        try:
-            self.reader.ask(Ping())
-        except UnavailableError as error:
-            return {**found, "ok": False, "error": str(error)}
-        return {**found, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+        return self.reader.drive(self._commands.health())
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """See `Cache.stats`."""
@@ -203,8 +144,3 @@ class SyncCache:
         """Wait for what runs in the background, then close all connections; the next call opens new ones."""
         self.reader.close(drain_timeout)
         self._shared.stop()
-
-    def _named(
-        self, key: str, namespace: str, ttl: Seconds | TtlWord | None = None, tags: Iterable[str] = ()
-    ) -> Request:
-        return Request(self._shared.target(named(key, namespace, ttl, tags)), None, untyped)

@@ -5,11 +5,11 @@ pool that could be full. Only what outlives its caller gets a thread (`threadfli
 """
 
 import time
-from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
 from .codec import Codec
+from .commands import Commands
 from .errors import DecodeError, UnavailableError
 from .fence import hit
 from .filling import Filling, Stored
@@ -50,9 +50,8 @@ class SyncReader:
             longest_ms=longest_ms,
         )
         note = shared.note if main else _no_note
-        self.reading = Reading(
-            settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock
-        )
+        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
+        self.commands = Commands(shared, self.reading)
         self._most_refreshes = settings.max_refreshes
 
     def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
@@ -118,10 +117,6 @@ class SyncReader:
         request.target.counts.direct += 1
         return default
 
-    def put(self, requests: Sequence[Request], values: Sequence[Any]) -> None:
-        """See `Filling.put`."""
-        self.drive(self.reading.filling.put(requests, values))
-
     def ask(self, operation: Operation[T]) -> T:
         """See `Reader.ask`."""
         try:
@@ -171,7 +166,7 @@ class SyncReader:
                 return self.flights.behind(key, lambda: self.drive(make()), self._most_refreshes)
             case Wait():
                 client = getattr(self.store, "blocking", None)
-                return None if client is None else wait_in_thread(client, step, time.monotonic)
+                return client is not None and wait_in_thread(client, step, time.monotonic) and self.breaker.closed
 
 
 def _no_note() -> None:

@@ -1,0 +1,142 @@
+"""What a cache is asked to do beside reading its functions, sans I/O: one for coroutines and for threads.
+
+`Cache` and `SyncCache` say what each of these promises.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .bulk import peek_many, read_many
+from .errors import InvalidationError, PublishError, UnavailableError
+from .events import Event, to_fields
+from .invalidation import by_pattern, invalidation
+from .keys import check_namespace
+from .naming import Many, codec_of, named, untyped
+from .operations import Append, Ping
+from .policy import Seconds, TtlWord
+from .reading import Reading
+from .seen import NOTHING, AwayError
+from .shared import Shared
+from .steps import Ask, Invoke, Steps
+from .targets import Call, Request
+
+
+class Commands:
+    """The commands of one driver of a cache."""
+
+    def __init__(self, shared: Shared, reading: Reading) -> None:
+        self._shared = shared
+        self._reading = reading
+
+    def named(
+        self,
+        key: str,
+        namespace: str,
+        func: Callable[[], Any] | None = None,
+        ttl: Seconds | TtlWord | None = None,
+        tags: Iterable[str] = (),
+    ) -> Request:
+        """Return the request for an entry that the caller names; its values are `func`'s, or JSON types."""
+        codec = untyped if func is None else codec_of(func)
+        return Request(self._shared.target(named(key, namespace, ttl, tags)), func, codec)
+
+    def set_many(
+        self, values: Mapping[str, Any], namespace: str, ttl: Seconds | TtlWord | None, tags: Iterable[str]
+    ) -> Steps[None]:
+        """Store values under their keys."""
+        given = tags if isinstance(tags, str) else tuple(tags)
+        requests = [self.named(key, namespace, None, ttl, given) for key in values]
+        if requests:
+            yield from self._reading.filling.put(requests, list(values.values()))
+
+    def get_many(self, keys: Iterable[str], namespace: str, default: Any) -> Steps[dict[str, Any]]:
+        """Return values by key."""
+        many = Many.of(keys)
+        requests = [self.named(key, namespace) for key in many.keys]
+        if requests and self._shared.breaker.closed:
+            try:
+                return many.named((yield from peek_many(self._reading, requests, default)))
+            except AwayError:
+                pass
+        return dict.fromkeys(many.keys, default)
+
+    def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        func: Callable[[list[str]], Any],
+        *,
+        namespace: str,
+        ttl: Seconds | TtlWord | None,
+        tags: Iterable[str] | Callable[[str], Iterable[str]],
+    ) -> Steps[dict[str, Any]]:
+        """Return values by key, loading what is missing."""
+        many = Many.of(keys)
+        requests = many.requests(self._shared.target, func, namespace=namespace, ttl=ttl, tags=tags)
+
+        def load(indices: Sequence[int]) -> Steps[Mapping[int, Any]]:
+            loaded = yield Invoke(partial(func, [many.keys[index] for index in indices]))
+            return many.indexed(loaded, indices)
+
+        if requests and self._shared.breaker.closed:
+            try:
+                return many.named((yield from read_many(self._reading, requests, load)))
+            except AwayError:
+                pass
+        for request in requests:
+            request.target.counts.direct += 1
+        loaded = (yield from load(range(len(requests)))) if requests else {}
+        return many.named([loaded.get(index, NOTHING) for index in range(len(requests))])
+
+    def delete(self, key: str, namespace: str) -> Steps[bool]:
+        """Invalidate a named entry; say whether there was a value."""
+        return bool((yield from self._invalidate({}, [self._shared.keys.entry(check_namespace(namespace), key)])))
+
+    def invalidate_call(self, call: Call) -> Steps[None]:
+        """Invalidate one cached function's entry."""
+        yield from self._invalidate({}, [self._shared.keys.entry(call.namespace, call.name)])
+
+    def invalidate(self, causes: Mapping[str, str], *, events: str = "") -> Steps[None]:
+        """Invalidate by token names, each with its cause; `events` are applied by it."""
+        if causes or events:
+            yield from self._invalidate(causes, [], events)
+
+    def invalidate_pattern(self, glob: str, namespace: str | None) -> Steps[None]:
+        """Invalidate by pattern."""
+        shared = self._shared
+        try:
+            told = yield from by_pattern(shared.keys, shared.settings, glob, namespace)
+        except UnavailableError as error:
+            raise InvalidationError(str(error)) from error
+        shared.invalidated(told)
+
+    def publish(self, event: Event, subject: str | None) -> Steps[tuple[str, str]]:
+        """Add an event to the stream; return the ids of its entry and its own."""
+        fields = to_fields(event, source=self._shared.settings.source, subject=subject)
+        try:
+            stream_id: str = yield Ask(Append(self._shared.keys.events, fields))
+        except UnavailableError as error:
+            raise PublishError(str(error)) from error
+        return stream_id, fields["id"]
+
+    def health(self) -> Steps[dict[str, Any]]:
+        """Say how the server and the local tier are."""
+        started = time.perf_counter()
+        found: dict[str, Any] = {"ok": True, **self._shared.health()}
+        try:
+            yield Ask(Ping())
+        except UnavailableError as error:
+            return {**found, "ok": False, "error": str(error)}
+        return {**found, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+
+    def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> Steps[int]:
+        shared = self._shared
+        operation = invalidation(shared.keys, shared.settings, causes, entries, events=events)
+        try:
+            live: int = yield Ask(operation)
+        except UnavailableError as error:
+            raise InvalidationError(str(error)) from error
+        finally:  # whether it happened or not: what is held here may be wrong from now on
+            shared.invalidated(operation)
+        return live

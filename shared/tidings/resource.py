@@ -1,0 +1,169 @@
+"""Entity sugar: what is read and written by an id, with keys and tags that follow from its name.
+
+    user = resource("user", "user_id")
+
+    @user.cache_read(suffix="profile", ttl="long", jitter=0.1)
+    async def get_profile(*, user_id: int) -> dict[str, str]:
+        return await fetch(user_id)
+
+    @user.cache_write(warm=[get_profile])
+    async def update_profile(*, user_id: int, data: dict[str, str]) -> None:
+        await save(user_id, data)
+
+A read is `cached` in the namespace ``user``, under the key ``{user_id}:profile`` and the tag ``user:{user_id}``. A
+write invalidates that tag after the function has returned and before its caller goes on. So decorate what commits: a
+function inside a transaction returns before the commit, and a reader in between loads the old row once more, under the
+new tokens, for as long as its ttl.
+
+Warms run before the write returns, one after the other: they are given the write's own arguments (a session, ``self``),
+which must be neither used by two at once nor used after their owner has gone. Whoever cannot wait for them publishes an
+event and has a rule `Warm` in the worker.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
+
+from .cached import Decorator, Tags, _check_tags, decorate
+from .described import Described
+from .errors import ConfigurationError
+from .functions import BoundCachedFunction, BoundCachedSyncFunction, CachedFunction, CachedSyncFunction
+from .keys import Signature, check_namespace, qualified
+from .policy import Seconds, TtlWord
+from .templates import parse
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | staticmethod[..., Any]")
+
+#: By which a write is known, also through decorators that wrap it.
+_MARK = "__tidings_write__"
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class ReadOptions(TypedDict, total=False):
+    """What `Resource.cache_read` hands to `cached` as it is; each is explained in `CachedOptions`."""
+
+    ttl: Seconds | TtlWord | None
+    result_tags: Callable[[Any], Iterable[str]] | None
+    jitter: float
+    early: float
+    stale_while_revalidate: Seconds
+    stale_if_error: Seconds
+    max_staleness: Seconds
+    negative_ttl: Seconds | None
+    local_ttl: Seconds
+    timeout: Seconds | None
+    when: Callable[..., object] | None
+
+
+class WriteDecorator(Protocol):
+    """What `cache_write(…)` returns: takes any function, and gives one of the same type."""
+
+    def __call__(self, function: F, /) -> F: ...
+
+
+class Resource:
+    """A kind of thing that is known by one argument, or by several; see `tidings.resource`."""
+
+    def __init__(self, cache: "Callable[[], Cache]", name: str, *ids: str) -> None:
+        self.name = check_namespace(name)
+        self.ids = ids
+        self._cache = cache
+        self._said = f"resource({', '.join(map(repr, (name, *ids)))})"
+        if not ids:
+            raise ConfigurationError(f"{self._said}: name the argument that holds its id, as in resource('user', 'id')")
+        for given in ids:
+            if not given.isidentifier():
+                raise ConfigurationError(f"{self._said}: {given!r} is no argument's name; write it without braces")
+        #: the template of the tag that its reads have and its writes invalidate
+        self.tag = ":".join((name, *(f"{{{given}}}" for given in ids)))
+
+    def cache_read(
+        self, *, suffix: str = "", tags: Tags = (), ignore: Collection[str] = (), **options: Unpack[ReadOptions]
+    ) -> Decorator:
+        """Keep what a function reads of this resource; `cached` with its namespace, its key and its tag.
+
+        `suffix` ends the key and may be a template, ``"permissions:{role}"``. Every argument has to be in the key,
+        because calls that differ in it would share one entry, or in `ignore`, which names those that do not change the
+        result, such as a session. `tags` come on top. Raises ConfigurationError at decoration.
+        """
+
+        def decorator(function: Any) -> Any:
+            where, signature = self._check(getattr(function, "__func__", function), "cache_read", tags)
+            key = ":".join((*(f"{{{given}}}" for given in self.ids), *([suffix] if suffix else [])))
+            _check_key(parse(key, signature.names, f"{where}, suffix"), signature, ignore, where)
+            return decorate(
+                self._cache, namespace=self.name, key=key, tags=self._with_own(tags, signature, where), **options
+            )(function)
+
+        return decorator
+
+    def cache_write(
+        self, *, tags: Tags = (), warm: Sequence[CachedFunction[..., Any] | CachedSyncFunction[..., Any]] = ()
+    ) -> WriteDecorator:
+        """Invalidate this resource, and `tags`, whenever the function has written: before its caller goes on.
+
+        A write that raises invalidates nothing. One that is cancelled may have been committed: it invalidates, and is
+        cancelled then, `operation_timeout` later at most. A call whose tags cannot be rendered raises ArgumentError and
+        writes nothing. When Redis does not acknowledge, WriteNotInvalidatedError has the result.
+
+        Then the cached functions in `warm` are loaded again, unless somebody has done so, with the arguments that they
+        have in common with the write by name, and their defaults. A warm that fails is logged and counted; the write
+        does not fail. Raises ConfigurationError at decoration, also for a `warm` that needs an argument more.
+        """
+
+        def decorator(function: Any) -> Any:
+            if isinstance(function, classmethod | staticmethod):
+                return type(function)(decorator(function.__func__))
+            where, signature = self._check(function, "cache_write", tags)
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                raise ConfigurationError(f"{where}: a generator has not written when it is called; use a function")
+            blocking = not inspect.iscoroutinefunction(function)
+            warms = tuple(_warm(reader, function, where, blocking=blocking) for reader in warm)
+            checked = _check_tags(self._with_own(tags, signature, where), signature, where)
+            write = _Write(where, signature, checked, warms, self._cache)
+            made = write.for_threads(function) if blocking else write.for_a_loop(function)
+            setattr(made, _MARK, True)
+            return made
+
+        return decorator
+
+    def _check(self, function: Any, decorator: str, tags: Tags) -> tuple[str, Signature]:
+        """Return the function's name and signature if it can be a read or a write of this resource."""
+        if not callable(function) or not hasattr(function, "__qualname__"):
+            raise ConfigurationError(f"{self._said}.{decorator} decorates a function, not {function!r}")
+        where, layer = qualified(function), function
+        while layer is not None:
+            if getattr(layer, _MARK, False):
+                cure = "put its tags into one, as tags=[…]" if decorator == "cache_write" else "take away one of them"
+                raise ConfigurationError(f"{where}: it has a cache_write already; {cure}")
+            if isinstance(layer, Described | BoundCachedFunction | BoundCachedSyncFunction):
+                raise ConfigurationError(
+                    f"{where}: it is cached already, and a hit calls nothing; take away one of them"
+                )
+            layer = getattr(layer, "__wrapped__", None)
+        signature = Signature(function)
+        for given in self.ids:
+            parameter = inspect.signature(function).parameters.get(given)
+            if parameter is None or parameter.kind in _VARIADIC:
+                raise ConfigurationError(
+                    f"{where}: it has no argument {given!r}, by which {self._said} goes; add it, or name another there"
+                )
+        for tag in () if callable(tags) or isinstance(tags, str) else tags:
+            meant = set(tag.split(":")[1:]) & set(signature.names)
+            for name in meant:
+                cure = ":".join(f"{{{part}}}" if part == name else part for part in tag.split(":"))
+                raise ConfigurationError(f"{where}: the tag {tag!r} is one and the same for all calls; write {cure!r}")
+        return where, signature
+
+    def _with_own(self, tags: Tags, signature: Signature, where: str) -> Tags:
+        """Return what `cached` takes for the resource's tag and these."""
+        if isinstance(tags, str):
+            return tags  # refused by whoever checks tags
+        if not callable(tags):
+            return (self.tag, *tags)
+        own, others = parse(self.tag, signature.names, where), tags
+        return lambda **arguments: (own.render(arguments.__getitem__), *_listed(others(**arguments), where))

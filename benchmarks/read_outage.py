@@ -37,7 +37,7 @@ def freezable() -> Iterator[tuple[str, Callable[[], None]]]:
     """Run a server and give its URL and what freezes it; it is thawed before it is stopped."""
     with server() as url:
         with redis.Redis.from_url(url) as client:
-            pid = int(client.info("server")["process_id"])  # type: ignore[index]
+            pid = int(client.info("server")["process_id"])
         try:
             yield url, lambda: os.kill(pid, signal.SIGSTOP)
         finally:

@@ -1,15 +1,18 @@
 """What the README shows works as it stands there."""
 
 import re
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import tidings
+from tidings.cached import CachedOptions
 from tidings_worker import Warm
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 SIDE_BY_SIDE, RULES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SECOND_COLUMN = SIDE_BY_SIDE.index("# ingest.py")
 
@@ -42,6 +45,20 @@ async def test_its_code_imports_and_its_rules_do_what_they_say(modules):
 
 @pytest.mark.parametrize("module", re.findall(r"`(\w+)`", README.partition("## The life")[2].partition("## What")[0]))
 def test_the_modules_that_it_names_are_there(module):
-    root = Path(__file__).parent.parent
-    names = {path.stem for path in (*root.glob("shared/tidings/*.py"), *root.glob("worker/tidings_worker/*.py"))}
+    names = {path.stem for path in (*ROOT.glob("shared/tidings/*.py"), *ROOT.glob("worker/tidings_worker/*.py"))}
     assert module in names | {"publish", "events"}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+def test_the_code_on_every_page_of_the_documentation_runs(page, tmp_path):
+    """Block after block, as one program, without a warning."""
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)))
+    ran = subprocess.run([sys.executable, "-W", "error", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_documentation_names_every_option():
+    options = set(CachedOptions.__annotations__)
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs/reading.md").read_text()))
+    assert options - named == {"local_shared"}, "which is named with its value"

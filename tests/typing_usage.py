@@ -6,7 +6,7 @@ ignore would be unused, which is an error as well.
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import date, timedelta
-from typing import Any, Concatenate, assert_type
+from typing import Any, assert_type
 
 import tidings
 from pydantic import BaseModel
@@ -57,7 +57,7 @@ async def coroutine_functions() -> None:
     await find_user.uncached("1")  # type: ignore[arg-type]
     lost: int = await find_user(1)  # type: ignore[assignment]
     not_awaited: User | None = find_user(1)  # type: ignore[assignment]
-    print(lost, not_awaited)
+    assert [lost, not_awaited]
 
 
 # Plain functions
@@ -82,7 +82,7 @@ def plain_functions() -> None:
     price.refresh()  # type: ignore[call-arg]
     price.invalidate(1)  # type: ignore[arg-type]
     lost: str = price("pen")  # type: ignore[assignment]
-    print(lost)
+    assert lost
 
 
 # Methods
@@ -173,10 +173,8 @@ async def stand_ins(users: Users) -> None:
 def kinds(
     loads: CachedFunction[[int], User],
     computes: CachedSyncFunction[[int], User],
-    how: Callable[Concatenate[int, ...], Any],
 ) -> None:
     assert_type(computes(1), User)
-    how(1)
     loads("1")  # type: ignore[arg-type, unused-coroutine]
     computes("1")  # type: ignore[arg-type]
 
@@ -232,6 +230,23 @@ def by_hand_in_threads() -> None:
     cache.sync.get_or_set_many(["a"], read_numbers)  # type: ignore[arg-type]
     cache.sync.invalidate_tags(["user:1"])  # type: ignore[arg-type]
     cache.sync.invalidate_namespace(name=1)  # type: ignore[arg-type]
+
+
+# Functions whose first argument is a class: only as classmethods are they bound
+
+
+@cached(key="{model.__name__}:{number}")
+async def load_model(model: type[User], number: int) -> User:
+    return model(id=number, name="")
+
+
+async def functions_of_classes() -> None:
+    assert_type(await load_model(User, 1), User)
+    assert_type(load_model.key(User, 1), str)
+    await load_model.invalidate(User, number=1)
+
+    await load_model(1)  # type: ignore[call-arg, arg-type]
+    await load_model(User, "1")  # type: ignore[arg-type]
 
 
 # Options

@@ -11,6 +11,7 @@ from .default import (
     invalidate_namespace,
     invalidate_tags,
     publish,
+    resource,
     set_cache,
 )
 from .events import Envelope, Event
@@ -35,5 +36,6 @@ __all__ = [
     "invalidate_namespace",
     "invalidate_tags",
     "publish",
+    "resource",
     "set_cache",
 ]

@@ -12,6 +12,7 @@ from .memory import MemoryStore
 from .policy import Seconds, TtlWord
 from .publisher import Receipt
 from .reader import Reader
+from .resource import Resource
 from .settings import CacheOptions, GivenSettings, Settings
 from .shared import Shared
 from .store import AsyncStore, RedisStore
@@ -57,6 +58,10 @@ class Cache:
     def cached(self, **options: Unpack[CachedOptions]) -> Decorator:
         """Keep a function's results in this cache; see `tidings.cached`."""
         return decorate(lambda: self, **options)
+
+    def resource(self, name: str, *ids: str) -> Resource:
+        """Return what decorates the reads and writes of a kind of thing; see `tidings.resource`."""
+        return Resource(lambda: self, name, *ids)
 
     async def get(self, key: str, *, namespace: str = "default", default: Any = None) -> Any:
         """Return what `set` or `get_or_set` stored under `key`, or `default`. Fails open: Redis away is a miss."""

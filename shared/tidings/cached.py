@@ -44,7 +44,7 @@ Tags = Sequence[str] | Callable[..., Iterable[str]]
 class Decorator(Protocol):
     """What `cached(…)` returns: takes an ``async def`` or a plain function, or a classmethod of one.
 
-    At run time each overload for a class's own gives what the overload below it says.
+    A first parameter that is a class is a classmethod's, as type checkers see it inside the class.
     """
 
     @overload
@@ -170,6 +170,8 @@ def decorate(
 def _check_function(function: Callable[..., Any]) -> str:
     if isinstance(function, staticmethod):
         raise ConfigurationError(f"{qualified(function.__func__)}: put @staticmethod above @cached, not below it")
+    if not (inspect.isroutine(function) and hasattr(function, "__qualname__")):
+        raise ConfigurationError(f"a {type(function).__qualname__} cannot be cached; wrap it in a def or async def")
     where = qualified(function)
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{where}: a generator's values cannot be cached; return a list")

@@ -7,6 +7,7 @@ decoded again and compared, part by part. That happens once a fill, so never on 
 silently changed: a NaN that JSON turned to null, a field that a model excludes, a subclass cut down to its base.
 """
 
+import inspect
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -79,6 +80,9 @@ class Codec(Generic[T]):
             if tagged is not None and tagged_change is None:
                 return TAGGED + tagged
             change = change or tagged_change
+        if inspect.iscoroutine(value):
+            value.close()  # nobody will await it, which Python would say as well
+            raise EncodeError(f"{self._where}: a coroutine cannot be kept; make the function async def and await it")
         cure = "" if self._typed else "; annotate the return type, or return JSON types"
         raise EncodeError(f"{self._where}: the value would not come back as it was: {change}{cure}")
 

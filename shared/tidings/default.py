@@ -8,6 +8,7 @@ from .cache import Cache
 from .cached import CachedOptions, Decorator, decorate
 from .events import Event
 from .publisher import Receipt
+from .resource import Resource
 from .settings import CacheOptions, Settings
 from .telemetry import log
 
@@ -67,6 +68,16 @@ def cached(**options: Unpack[CachedOptions]) -> Decorator:
     cannot be kept, or an option that is not what it should be.
     """
     return decorate(get_cache, **options)
+
+
+def resource(name: str, *ids: str) -> Resource:
+    """Return what decorates the functions that read and write a kind of thing, known by the arguments `ids`.
+
+    ``resource("user", "user_id")`` has `cache_read(suffix=, ttl=, …)` and `cache_write(warm=[…])`; see `Resource`.
+    Several ids are one: ``resource("member", "team_id", "user_id")`` has the tag ``member:{team_id}:{user_id}``.
+    Raises ConfigurationError for a name or id that cannot be one.
+    """
+    return Resource(get_cache, name, *ids)
 
 
 async def publish(event: Event, *, subject: str | None = None) -> Receipt:

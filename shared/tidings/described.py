@@ -111,16 +111,16 @@ class Described(Generic[P, R]):
             return cache.target(self.call_of(*args, **kwargs))
         identity = self._identify(*args, **kwargs)
         known_of, known = self._known
-        if known_of is not cache or len(known) >= _REMEMBERED:
-            known = {}
-            self._known = (cache, known)
         try:
-            found = known.get(identity)
+            found = known.get(identity) if known_of is cache else None
         except TypeError:  # an argument that cannot be hashed
             return cache.target(self.call_of(*args, **kwargs))
         if found is None:
             found = cache.target(self.call_of(*args, **kwargs))
             if memorable(identity):
+                if known_of is not cache or len(known) >= _REMEMBERED:
+                    known = {}
+                    self._known = (cache, known)
                 known[identity] = found
         return found
 

@@ -13,9 +13,12 @@ TidingsError
 └── TransientError                trying again may help
     ├── UnavailableError          Redis did not answer, or refused for now
     │   ├── InvalidationError     the invalidation may or may not have happened: repeat it
+    │   │   └── WriteNotInvalidatedError  ... of what a function decorated with cache_write has written
     │   └── PublishError          the event may or may not have been written: publish it again
     └── NotAppliedError           (also a TimeoutError) the event is not known to be applied yet
 """
+
+from typing import Any
 
 
 class TidingsError(Exception):
@@ -68,6 +71,18 @@ class UnavailableError(TransientError):
 
 class InvalidationError(UnavailableError):
     """The invalidation is not acknowledged: it may or may not have happened. Repeating it is safe."""
+
+
+class WriteNotInvalidatedError(InvalidationError):
+    """A `cache_write` function HAS written; that its tags are invalidated is not acknowledged. Do not write again.
+
+    `result` is what the function returned; ``await invalidate_tags(*error.tags)`` repeats the invalidation.
+    """
+
+    def __init__(self, message: str, result: Any = None, tags: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.result = result
+        self.tags = tags
 
 
 class PublishError(UnavailableError):

@@ -165,7 +165,8 @@ class Filling:
         """Count a fill that was answered, and say what it came to."""
         if stored:
             target.counts.fills += 1
-            target.counts.bytes_filled += len(fill.packed.rest)
+            size = len(fill.packed.rest)  # not in the line that counts: see `Counts`
+            target.counts.bytes_filled += size
         else:
             target.counts.refused_fills += 1
         return Stored.STORED if stored else Stored.REFUSED

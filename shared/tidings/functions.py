@@ -50,25 +50,30 @@ class CachedFunction(Described[P, R]):
         if self._when is not None and not self._applies(args, kwargs):
             self.target(cache, args, kwargs).counts.bypassed += 1
             return await self.uncached(*args, **kwargs)
-        wanted = self.target(cache, args, kwargs)
+        known_of, known = self._known
+        try:
+            wanted = known[self._identify(*args, **kwargs)] if known_of is cache else None  # type: ignore[misc]
+        except (KeyError, TypeError):
+            wanted = None
+        if wanted is None:
+            wanted = self.target(cache, args, kwargs)
         if (slot := wanted.slot) is not None:
-            value, payload = slot.value, slot.payload  # before it is asked whether they stand: see `local`
-            if (now := (tier := cache.tier).clock()) < slot.expires and now < tier.alive_until:
+            value: R = slot.value  # before it is asked whether the slot stands: see `local`
+            payload, tier = slot.payload, cache.tier
+            if (now := tier.clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
                 wanted.counts.local_hits += 1
-                return cast("R", value) if slot.shared else self.codec.decode(payload)
+                return value if slot.shared else self.codec.decode(payload)
         reader, looked = cache.reader(), None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
-                found = await reader.hit(wanted, self.codec)
+                found: Any = await reader.hit(wanted, self.codec)
             except AwayError:
-                return cast(
-                    "R", await reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))
-                )
+                return await reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))  # type: ignore[no-any-return]
             if type(found) is not Looked:
-                return cast("R", found)
+                return found  # type: ignore[no-any-return]
             looked = found
-        return cast("R", await reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked))
+        return await reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked)  # type: ignore[no-any-return]
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function now and keep its result, whatever is cached. Cancelling this does not cancel the load."""
@@ -110,23 +115,30 @@ class CachedSyncFunction(Described[P, R]):
         if self._when is not None and not self._applies(args, kwargs):
             self.target(cache, args, kwargs).counts.bypassed += 1
             return self.uncached(*args, **kwargs)
-        wanted = self.target(cache, args, kwargs)
+        known_of, known = self._known
+        try:
+            wanted = known[self._identify(*args, **kwargs)] if known_of is cache else None  # type: ignore[misc]
+        except (KeyError, TypeError):
+            wanted = None
+        if wanted is None:
+            wanted = self.target(cache, args, kwargs)
         if (slot := wanted.slot) is not None:
-            value, payload = slot.value, slot.payload
-            if (now := (tier := cache.tier).clock()) < slot.expires and now < tier.alive_until:
+            value: R = slot.value  # before it is asked whether the slot stands: see `local`
+            payload, tier = slot.payload, cache.tier
+            if (now := tier.clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
                 wanted.counts.local_hits += 1
-                return cast("R", value) if slot.shared else self.codec.decode(payload)
+                return value if slot.shared else self.codec.decode(payload)
         reader, looked = cache.sync.reader, None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
-                found = reader.hit(wanted, self.codec)
+                found: Any = reader.hit(wanted, self.codec)
             except AwayError:
-                return cast("R", reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs))))
+                return reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))  # type: ignore[no-any-return]
             if type(found) is not Looked:
-                return cast("R", found)
+                return found  # type: ignore[no-any-return]
             looked = found
-        return cast("R", reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked))
+        return reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked)  # type: ignore[no-any-return]
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `CachedFunction.refresh`."""

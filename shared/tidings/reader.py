@@ -70,7 +70,7 @@ class Reader:
         self._looks: dict[Look, asyncio.Task[Looked]] = {}
         self._behind: dict[str, asyncio.Task[Any]] = {}
         blocking = getattr(store, "blocking", None)
-        self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout)
+        self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout, self._failed)
 
     async def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
         """Return the cached value of a plain target, or what was read, a Looked, for `read` to go on with.
@@ -91,7 +91,8 @@ class Reader:
                 return Looked(entry, values[1:])
             counts = wanted.counts
             counts.hits += 1
-            counts.bytes_read += len(entry) - start
+            size = len(entry) - start  # not in the line that counts: see `Counts`
+            counts.bytes_read += size
             self.reading.sample_age(wanted, entry)
             return value
         return Looked(values[0], values[1:])
@@ -159,12 +160,15 @@ class Reader:
         return result
 
     async def aclose(self, drain_timeout: float | None = None) -> None:
-        """Wait for what is under way, then let go of the connections; see `Flights.drain`."""
+        """Wait for what is under way, then let go of the connections; see `Flights.drain`.
+
+        Whoever waits for another process's load does not do so any longer, and loads.
+        """
+        if self._wakes is not None:
+            await self._wakes.aclose()
         await self.flights.drain(drain_timeout)
         if self.outage is not None:
             await self.outage.aclose(drain_timeout)
-        if self._wakes is not None:
-            await self._wakes.aclose()
         await self.store.aclose()
 
     async def drive(self, steps: Steps[T]) -> T:

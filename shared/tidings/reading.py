@@ -116,7 +116,8 @@ class Reading:
         counts, sighting = request.target.counts, seen.sighting
         if seen.fresh:
             counts.hits += 1
-            counts.bytes_read += len(sighting.payload or b"")
+            size = len(sighting.payload or b"")  # not in the line that counts: see `Counts`
+            counts.bytes_read += size
             self.sample_age(request.target, seen.looked.entry or b"")
         elif sighting.verdict is Verdict.INVALIDATED:
             counts.invalidated += 1

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
 
 from .cached import Decorator, Tags, _check_tags, decorate
 from .described import Described
-from .errors import ConfigurationError
+from .errors import ArgumentError, ConfigurationError
 from .functions import BoundCachedFunction, BoundCachedSyncFunction, CachedFunction, CachedSyncFunction
 from .keys import Signature, check_namespace, qualified
 from .policy import Seconds, TtlWord
-from .templates import parse
+from .templates import Template, parse
+from .writes import VARIADIC, Write, warmed
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -39,8 +40,6 @@ F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | static
 
 #: By which a write is known, also through decorators that wrap it.
 _MARK = "__tidings_write__"
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class ReadOptions(TypedDict, total=False):
@@ -55,6 +54,7 @@ class ReadOptions(TypedDict, total=False):
     max_staleness: Seconds
     negative_ttl: Seconds | None
     local_ttl: Seconds
+    local_shared: bool
     timeout: Seconds | None
     when: Callable[..., object] | None
 
@@ -62,7 +62,8 @@ class ReadOptions(TypedDict, total=False):
 class WriteDecorator(Protocol):
     """What `cache_write(…)` returns: takes any function, and gives one of the same type."""
 
-    def __call__(self, function: F, /) -> F: ...
+    def __call__(self, function: F, /) -> F:
+        """Decorate a function."""
 
 
 class Resource:
@@ -122,9 +123,9 @@ class Resource:
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 raise ConfigurationError(f"{where}: a generator has not written when it is called; use a function")
             blocking = not inspect.iscoroutinefunction(function)
-            warms = tuple(_warm(reader, function, where, blocking=blocking) for reader in warm)
+            warms = tuple(warmed(reader, function, where, blocking=blocking) for reader in warm)
             checked = _check_tags(self._with_own(tags, signature, where), signature, where)
-            write = _Write(where, signature, checked, warms, self._cache)
+            write = Write(where, signature, checked, warms, self._cache)
             made = write.for_threads(function) if blocking else write.for_a_loop(function)
             setattr(made, _MARK, True)
             return made
@@ -148,15 +149,12 @@ class Resource:
         signature = Signature(function)
         for given in self.ids:
             parameter = inspect.signature(function).parameters.get(given)
-            if parameter is None or parameter.kind in _VARIADIC:
+            if parameter is None or parameter.kind in VARIADIC:
                 raise ConfigurationError(
                     f"{where}: it has no argument {given!r}, by which {self._said} goes; add it, or name another there"
                 )
-        for tag in () if callable(tags) or isinstance(tags, str) else tags:
-            meant = set(tag.split(":")[1:]) & set(signature.names)
-            for name in meant:
-                cure = ":".join(f"{{{part}}}" if part == name else part for part in tag.split(":"))
-                raise ConfigurationError(f"{where}: the tag {tag!r} is one and the same for all calls; write {cure!r}")
+        if not callable(tags) and not isinstance(tags, str):
+            _check_literals(tags, signature, where)
         return where, signature
 
     def _with_own(self, tags: Tags, signature: Signature, where: str) -> Tags:
@@ -167,3 +165,34 @@ class Resource:
             return (self.tag, *tags)
         own, others = parse(self.tag, signature.names, where), tags
         return lambda **arguments: (own.render(arguments.__getitem__), *_listed(others(**arguments), where))
+
+
+def _check_literals(tags: Iterable[str], signature: Signature, where: str) -> None:
+    """Raise ConfigurationError for a tag such as ``role:role``, in which an argument's name has lost its braces."""
+    for tag in tags:
+        first, *rest = tag.split(":")
+        if any(word in signature.names for word in rest):
+            meant = ":".join([first, *(f"{{{word}}}" if word in signature.names else word for word in rest)])
+            raise ConfigurationError(f"{where}: the tag {tag!r} is the same for all calls; write {meant!r}")
+
+
+def _check_key(key: Template, signature: Signature, ignore: Collection[str], where: str) -> None:
+    """Raise ConfigurationError unless each argument is in the key or ignored, for calls that differ in it would mix."""
+    if isinstance(ignore, str):
+        raise ConfigurationError(f"{where}: ignore is the string {ignore!r}; write ignore=[{ignore!r}]")
+    for name in ignore:
+        if name not in signature.in_key or name in key.names:
+            raise ConfigurationError(f"{where}: ignore={name!r} is no argument that the key leaves out")
+    for name in signature.in_key:
+        if name not in key.names and name not in ignore:
+            raise ConfigurationError(
+                f"{where}: calls that differ in {name!r} would share one entry; put it into the key, as in "
+                f"suffix='…:{{{name}}}', or write ignore=[{name!r}] if it does not change the result"
+            )
+
+
+def _listed(found: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return the tags that a callable gave. Raises ArgumentError for one string: it would be taken letter by letter."""
+    if isinstance(found, str):
+        raise ArgumentError(f"{where}: tags returned the string {found!r} where a list of tags belongs")
+    return tuple(found)

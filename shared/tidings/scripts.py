@@ -52,8 +52,8 @@ end
 #
 # A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
 # all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
-# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's. Who waits for it
-# then waits for the load that has overtaken it.
+# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's. Who waits for
+# it then waits for the load that has overtaken it.
 OPEN = Script.of(f"""
 {_NOW}
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})

@@ -59,7 +59,7 @@ class Seen:
         born = self.sighting.born
         if self.value is NOTHING or born is None or (born.grace_ms and self.looked.left_ms is None):
             return False
-        if self._over_ms > 0 and not expired_may_be_served(policy, self._over_ms):
+        if born.grace_ms and self._over_ms >= 0 and not expired_may_be_served(policy, self._over_ms):
             return False
         if self.sighting.verdict is Verdict.INVALIDATED:
             return invalidated_may_be_served(policy, self._age_ms)

@@ -117,6 +117,10 @@ class SyncCache:
         """See `Cache.invalidate_call`."""
         self.reader.drive(self._commands.invalidate_call(call))
 
+    def invalidate_tokens(self, causes: Mapping[str, str]) -> None:
+        """See `Cache.invalidate_tokens`."""
+        self.reader.drive(self._commands.invalidate(causes))
+
     # Events
 
     def publish(self, event: Event, *, subject: str | None = None) -> SyncReceipt:

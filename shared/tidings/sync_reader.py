@@ -4,7 +4,6 @@ async or threads: each thread carries out its own reads, and blocks in Redis and
 pool that could be full. Only what outlives its caller gets a thread (`threadflight`).
 """
 
-import time
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
@@ -21,7 +20,7 @@ from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps
 from .store import SyncStore
 from .targets import Request, Target
 from .threadflight import ThreadFlights
-from .wakes import wait_in_thread
+from .wakes import ThreadWakes
 
 T = TypeVar("T")
 
@@ -53,6 +52,8 @@ class SyncReader:
         self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
         self.commands = Commands(shared, self.reading)
         self._most_refreshes = settings.max_refreshes
+        blocking = getattr(store, "blocking", None)
+        self._wakes = None if blocking is None else ThreadWakes(blocking, self._failed)
 
     def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
         """See `Reader.hit`."""
@@ -70,7 +71,8 @@ class SyncReader:
                 return Looked(entry, values[1:])
             counts = wanted.counts
             counts.hits += 1
-            counts.bytes_read += len(entry) - start
+            size = len(entry) - start  # not in the line that counts: see `Counts`
+            counts.bytes_read += size
             self.reading.sample_age(wanted, entry)
             return value
         return Looked(values[0], values[1:])
@@ -165,8 +167,7 @@ class SyncReader:
             case Behind(key, make):
                 return self.flights.behind(key, lambda: self.drive(make()), self._most_refreshes)
             case Wait():
-                client = getattr(self.store, "blocking", None)
-                return client is not None and wait_in_thread(client, step, time.monotonic) and self.breaker.closed
+                return self._wakes is not None and self._wakes.wait(step) and self.breaker.closed
 
 
 def _no_note() -> None:

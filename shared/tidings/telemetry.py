@@ -9,11 +9,13 @@
 | ``breaker_probe_failed`` | error | | the probe of an absent Redis raised what it should not |
 | ``breaker_listener_failed`` | error | | telling of a change of state failed |
 | ``breaker_thread_not_started`` | error | | no thread for the probe: reads keep asking |
-| ``background_failed`` | error | ``key`` | a thread of a load in the background failed |
+| ``background_failed`` | error | ``key`` | a thread of a load in the background failed, or could not start |
 | ``cache_in_memory`` | warning | | no URL is configured: this process caches for itself |
 | ``value_too_large`` | warning | ``function``, ``bytes``, ``limit`` | served but not cached; said once a function |
 | ``load_failed_unheard`` | error | ``ticket`` | a load failed after all its callers had gone |
 | ``refresh_failed`` | error | ``function``, ``key`` | a refresh in the background raised; the stale value stays |
+| ``warm_failed`` | error | ``function``, ``after`` | a load after a write raised; the write has succeeded |
+| ``write_not_invalidated`` | error | ``function``, ``tags``, ``error`` | a cancelled write's invalidation failed |
 | ``stale_served_on_error`` | warning | ``function``, ``key`` | the load raised, and `stale_if_error` covered it |
 | ``local_tier_lost`` | warning | ``reason`` | the tail of the invalidation log is lost: the local tier is bypassed |
 | ``local_tier_alive`` | info | | the tail is back |
@@ -96,8 +98,9 @@ class Counts:
     """What happened to one function's (or one `get_or_set` key space's) reads in this process.
 
     Counters are plain integers, added to without a lock: with the interpreter's own lock, ``counts.hits += 1`` on a
-    slot is not interrupted between reading and writing, since threads are switched at calls and jumps only. A test
-    holds it to that.
+    slot is not interrupted between reading and writing, since threads are switched at calls and jumps only. Hence
+    nothing may be called between the two either: in ``counts.bytes += len(data)`` a thread may be switched after the
+    call, and what others added meanwhile is lost. A test holds the first to that, and another looks for the second.
     """
 
     #: served from the in-process tier
@@ -118,6 +121,8 @@ class Counts:
     load_errors: int = 0
     #: loads in the background: early, or while a stale value is served
     refreshes: int = 0
+    #: warms after a write that failed
+    warm_errors: int = 0
     #: loaded and stored
     fills: int = 0
     #: loaded but not stored, because the entry was invalidated meanwhile

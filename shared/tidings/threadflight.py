@@ -8,11 +8,12 @@ its own; these are daemons, so that a load that hangs does not keep the process 
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
+from .local import in_child
 from .singleflight import loading
 from .steps import LoadTimeoutError
 from .telemetry import log
@@ -20,14 +21,23 @@ from .telemetry import log
 T = TypeVar("T")
 
 
+class _Flight(Future[Any]):
+    """A load in flight."""
+
+    #: those who have not given up, whoever loads among them
+    callers = 0
+    #: whether some caller loads, or has loaded
+    led = False
+    #: where its callers go on when the thread that loads was interrupted
+    successor: "_Flight | None" = None
+
+
 class ThreadFlights:
     """Loads in flight in all threads of one process."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, Future[Any]] = {}
-        self._threads: dict[Hashable, threading.Thread] = {}
-        self._given_up: set[Hashable] = set()
-        self._lock = threading.Lock()
+        self.forked()
+        in_child(self.forked)
 
     def __contains__(self, ticket: object) -> bool:
         return ticket in self._flights
@@ -39,87 +49,117 @@ class ThreadFlights:
         """
         if ticket in loading.get():
             return load(), True
+        flight: _Flight | None = None
         while True:
             with self._lock:
-                future = self._flights.get(ticket)
-                first = future is None
-                if future is None:
-                    future = self._flights[ticket] = Future()
-            if first and timeout is None:
-                return self._fly(ticket, future, load), True
-            if first:
-                self._start(ticket, partial(copy_context().run, self._fly_alone, ticket, future, load))
+                flight = self._flights.get(ticket) if flight is None else flight.successor
+                if flight is None:
+                    flight = self._flights[ticket] = _Flight()
+                first, flight.led = not flight.led, True
+                flight.callers += 1
+            if first and (timeout is None or not self._start(ticket, partial(self._fly_alone, ticket, flight, load))):
+                return self._fly(ticket, flight, load), True
+            if timeout is not None and not wait((flight,), timeout).done:
+                with self._lock:
+                    flight.callers -= 1
+                raise LoadTimeoutError
             try:
-                return future.result(timeout), first
+                return flight.result(), first
             except CancelledError:
-                continue
-            except TimeoutError:
-                if future.done():  # the load's own
+                if not flight.cancelled():  # the load's own
                     raise
-                self._given_up.add(ticket)
-                raise LoadTimeoutError from None
 
     def behind(self, key: Hashable, work: Callable[[], object], limit: int) -> bool:
         """Run `work` in the background, unless some runs for this key or `limit` for others."""
         with self._lock:
-            if key in self._threads or len(self._threads) >= limit:
+            if key in self._behind or len(self._behind) >= limit:
                 return False
-            self._threads[key] = threading.current_thread()  # taken; replaced below
-        self._start(key, partial(copy_context().run, work))
-        return True
+            self._behind.add(key)
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                self._behind.discard(key)
+
+        if self._start(key, run):
+            return True
+        self._behind.discard(key)
+        return False
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what runs in the background has ended, at most `timeout` seconds; say whether it has."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in list(self._threads.values()):
-            if thread is not threading.current_thread():
-                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in list(self._threads.values()))
+        while others := self._running():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            others[0].join(left)
+        return True
 
     def forked(self) -> None:
-        """Begin anew in a child process: the threads that would end these flights are not here."""
-        self._flights, self._threads, self._lock = {}, {}, threading.Lock()
+        """Begin with nothing, in a child process too: the threads that would end the parent's flights are not here."""
+        self._flights: dict[Hashable, _Flight] = {}
+        self._threads: set[threading.Thread] = set()
+        self._behind: set[Hashable] = set()
+        self._lock = threading.Lock()
 
-    def _start(self, key: Hashable, work: Callable[[], object]) -> None:
+    def _running(self) -> list[threading.Thread]:
+        with self._lock:
+            return [thread for thread in self._threads if thread is not threading.current_thread()]
+
+    def _start(self, key: Hashable, work: Callable[[], object]) -> bool:
+        """Run `work` on a thread of its own, with the caller's context variables; say no when there is none to be had.
+
+        That is so when the system has no more, or while the interpreter ends.
+        """
+
         def run() -> None:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 nobody else would hear of it
                 log.error("background_failed", key=str(key), exc_info=error)
             finally:
-                self._threads.pop(key, None)
+                with self._lock:
+                    self._threads.discard(thread)
 
-        thread = threading.Thread(target=run, name=f"tidings-{key}"[:60], daemon=True)
-        self._threads[key] = thread
-        thread.start()
+        thread = threading.Thread(target=copy_context().run, args=(run,), name=f"tidings-{key}"[:60], daemon=True)
+        with self._lock:  # who drains joins only what has been started
+            try:
+                thread.start()
+            except RuntimeError as error:
+                log.error("background_failed", key=str(key), exc_info=error)
+                return False
+            self._threads.add(thread)
+        return True
 
-    def _fly(self, ticket: Hashable, future: "Future[T]", load: Callable[[], T]) -> T:
+    def _fly(self, ticket: Hashable, flight: _Flight, load: Callable[[], T]) -> T:
         marked = loading.set(loading.get() | {ticket})
         try:
             result = load()
         except Exception as error:
             self._land(ticket)
-            future.set_exception(error)
+            flight.set_exception(error)
             raise
         except BaseException:  # this thread is being ended; that is nobody else's affair
-            self._land(ticket)
-            future.cancel()
+            with self._lock:
+                flight.successor = self._flights[ticket] = _Flight()
+            flight.cancel()
+            flight.set_running_or_notify_cancel()  # `wait` hears of it no sooner
             raise
         else:
             self._land(ticket)
-            future.set_result(result)
+            flight.set_result(result)
             return result
         finally:
             loading.reset(marked)
 
-    def _fly_alone(self, ticket: Hashable, future: "Future[T]", load: Callable[[], T]) -> None:
+    def _fly_alone(self, ticket: Hashable, flight: _Flight, load: Callable[[], T]) -> None:
         try:
-            self._fly(ticket, future, load)
+            self._fly(ticket, flight, load)
         except Exception as error:  # noqa: BLE001 whoever still waits raises it
-            if ticket in self._given_up:
+            if not flight.callers:
                 log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
-        finally:
-            self._given_up.discard(ticket)
 
     def _land(self, ticket: Hashable) -> None:
         with self._lock:

@@ -34,7 +34,7 @@ class Result:
 
     @property
     def lags(self) -> list[float]:
-        """For each change, how many seconds after its acknowledgement the last read that did not know it began, or 0."""
+        """For each change, the seconds from its acknowledgement to the last read that did not know it, or 0."""
         seen = list(self.tally.lags.values())
         return seen + [0.0] * max(0, self.tally.changes - len(seen))
 

@@ -3,10 +3,13 @@
 import asyncio
 import inspect
 import pickle
+import subprocess
+import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -820,3 +823,52 @@ def test_a_mistake_is_found_at_decoration_and_names_the_function_and_the_cure(de
 def test_a_resource_that_cannot_be_is_refused(given, said):
     with pytest.raises(ConfigurationError, match=said):
         resource_of_default(*given)
+
+
+USAGE = """
+from typing import assert_type
+from tidings import resource
+
+user = resource("user", "user_id")
+
+@user.cache_read(suffix="profile", ttl="long", jitter=0.1, tags=["x"], ignore=["db"])
+async def get(user_id: int, db: object) -> str:
+    return ""
+
+@user.cache_write(warm=[get], tags=lambda user_id, **_: [f"a:{user_id}"])
+async def update(user_id: int, name: str, db: object) -> int:
+    return 1
+
+class Service:
+    @user.cache_write()
+    def update(self, user_id: int) -> int:
+        return 1
+
+    @user.cache_write()
+    @classmethod
+    async def make(cls, user_id: int) -> str:
+        return ""
+
+async def main() -> None:
+    assert_type(await get(1, None), str)
+    assert_type(await update(1, "a", None), int)
+    assert_type(Service().update(1), int)
+    assert_type(await Service.make(1), str)
+    await get("1", None)  # type: ignore[arg-type]
+    await update("1", "a", None)  # type: ignore[arg-type]
+    await update(1)  # type: ignore[call-arg]
+    Service().update("1")  # type: ignore[arg-type]
+    user.cache_read(key="x")  # type: ignore[call-arg]
+    user.cache_read(ttl="longer")  # type: ignore[arg-type]
+    user.cache_write(warm=[main])  # type: ignore[list-item]
+"""
+
+
+def test_decorated_functions_keep_their_types(tmp_path):
+    """For ``mypy --strict``; each ignore stands on a mistake that must be an error."""
+    usage = tmp_path / "usage.py"
+    usage.write_text(USAGE, encoding="utf-8")
+    root = Path(__file__).parent.parent  # where mypy keeps what it knows of the library
+    command = [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "--config-file=", usage]
+    checked = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from .errors import UnavailableError
 from .fence import judge
 from .filling import Lead
-from .layout import facts_of
+from .layout import LINEAGE_START, VACANT, facts_of, unique
 from .operations import Batch, Look, Looked, Opened
 from .reading import MOST_WAITS, Reading
 from .seen import NOTHING, AwayError
-from .steps import Ask, Follow, Steps, Wait
+from .steps import Ask, Fly, Follow, Steps, Wait
 from .targets import Request
+
+_Load = Callable[[Sequence[int]], Steps[Mapping[int, Any]]]
 
 
 def peek_many(reading: Reading, requests: Sequence[Request], default: Any) -> Steps[list[Any]]:
@@ -36,40 +40,58 @@ def peek_many(reading: Reading, requests: Sequence[Request], default: Any) -> St
     return values
 
 
-def read_many(
-    reading: Reading, requests: Sequence[Request], load: Callable[[list[int]], Steps[Mapping[int, Any]]]
-) -> Steps[list[Any]]:
+def read_many(reading: Reading, requests: Sequence[Request], load: _Load) -> Steps[list[Any]]:
     """Return each entry's value; `load`, given the indices that are missing, gives a mapping of them to values.
 
     What it leaves out is NOTHING and not kept. An entry that another process loads, or this one in another call, is
-    not loaded with the others but waited for afterwards; what is still missing then is loaded in one more call. Raises
-    what the load raises, and AwayError.
+    not loaded with the others but waited for afterwards; what is still missing then is loaded in one more call. When
+    Redis goes away in the middle, what is missing then is loaded too, and not kept. Raises what the load raises.
     """
     values: list[Any] = [NOTHING] * len(requests)
-    missing = list(range(len(requests)))
-    for waits in range(MOST_WAITS + 1):
-        found = yield from _look(requests, [requests[index].target.look for index in missing])
-        for index, looked in zip(list(missing), found, strict=True):
-            seen = reading.judge(requests[index], looked)
-            if waits == 0:
-                reading.count(requests[index], seen)
-            if seen.fresh:
-                values[index] = seen.value
-                missing.remove(index)
-        if not missing:
-            break
-        leads, held = yield from _open(reading, requests, missing, last=waits == MOST_WAITS)
-        if leads:
-            loaded: Mapping[int, Any] = yield from _load(reading, requests, leads, load)
-            for index, value in loaded.items():
-                values[index] = value
-        for index, opened in held.items():
-            target = requests[index].target
-            yield Wait(target.key, target.places.wakes, opened.position, opened.left_ms)
-        missing = list(held)
-        if not missing:
-            break
+    missing: Sequence[int] = range(len(requests))
+    try:
+        for waits in range(MOST_WAITS + 1):
+            missing, absent = yield from _take_fresh(reading, requests, missing, values, first=waits == 0)
+            if not missing:
+                break
+            leads, held = yield from _open(reading, requests, missing, absent, last=waits == MOST_WAITS)
+            missing = list(held)
+            if leads:
+                # A flight of its own, which only has this caller: cancelling that does not cancel the load.
+                loaded, _ = yield Fly(("many", unique()), partial(_load, reading, requests, leads, load))
+                for index, value in loaded.items():
+                    values[index] = value
+            for index, opened in held.items():
+                if not opened.leads:
+                    target = requests[index].target
+                    yield Wait(target.key, target.places.wakes, opened.position, opened.left_ms)
+    except AwayError:
+        for index in missing:
+            requests[index].target.counts.direct += 1
+        loaded = (yield from load(missing)) if missing else {}
+        for index, value in loaded.items():
+            values[index] = value
     return values
+
+
+def _take_fresh(
+    reading: Reading, requests: Sequence[Request], missing: Sequence[int], values: list[Any], *, first: bool
+) -> Steps[tuple[list[int], set[int]]]:
+    """Look; put what is fresh into `values`; return what is missing still, and of that what has no value at all."""
+    found = yield from _look(requests, [requests[index].target.look for index in missing])
+    left: list[int] = []
+    absent: set[int] = set()
+    for index, looked in zip(missing, found, strict=True):
+        seen = reading.judge(requests[index], looked)
+        if first:
+            reading.count(requests[index], seen)
+        if seen.fresh:
+            values[index] = seen.value
+        else:
+            left.append(index)
+            if seen.sighting.born is None:
+                absent.add(index)
+    return left, absent
 
 
 def _look(requests: Sequence[Request], looks: list[Look]) -> Steps[list[Looked]]:
@@ -83,11 +105,12 @@ def _look(requests: Sequence[Request], looks: list[Look]) -> Steps[list[Looked]]
 
 
 def _open(
-    reading: Reading, requests: Sequence[Request], missing: list[int], *, last: bool
+    reading: Reading, requests: Sequence[Request], missing: Sequence[int], absent: set[int], *, last: bool
 ) -> Steps[tuple[dict[int, Lead], dict[int, Opened]]]:
-    """Ask for the lease on each; return those that are ours to load, all in the `last` round, and those that are not.
+    """Ask for the lease on each; return those that are ours to load, all in the `last` round, and those to look at again.
 
-    Where Redis keeps no tokens there is nothing to load under: AwayError.
+    These are others' to load, or were `absent` and have been filled since. Where Redis keeps no tokens there is nothing
+    to load under: AwayError.
     """
     openings = [reading.filling.opening(requests[index].target, leased=True) for index in missing]
     try:
@@ -96,14 +119,20 @@ def _open(
         raise AwayError from error
     leads: dict[int, Lead] = {}
     held: dict[int, Opened] = {}
+    filled: dict[int, Lead] = {}
     for index, opening, opened in zip(missing, openings, answers, strict=True):
         ticket = judge(requests[index].target.key, opened.head, opened.tokens).ticket
         if ticket is None or opening.lease is None:
             raise AwayError
-        if opened.leads or last:
-            leads[index] = Lead(ticket, opening.lease.owner if opened.leads else b"", opened.now_us)
+        lead = Lead(ticket, opening.lease.owner if opened.leads else b"", opened.now_us)
+        if index in absent and opened.head[:LINEAGE_START] != VACANT and not last:
+            held[index], filled[index] = replace(opened, leads=True), lead
+        elif opened.leads or last:
+            leads[index] = lead
         else:
             held[index] = opened
+    if filled:
+        yield Follow(_release(reading, requests, filled))
     return leads, held
 
 
@@ -111,7 +140,7 @@ def _load(
     reading: Reading,
     requests: Sequence[Request],
     leads: Mapping[int, Lead],
-    load: Callable[[list[int]], Steps[Mapping[int, Any]]],
+    load: _Load,
 ) -> Steps[Mapping[int, Any]]:
     started = time.perf_counter()
     counts = requests[0].target.counts

@@ -80,10 +80,7 @@ class Commands:
             return many.indexed(loaded, indices)
 
         if requests and self._shared.breaker.closed:
-            try:
-                return many.named((yield from read_many(self._reading, requests, load)))
-            except AwayError:
-                pass
+            return many.named((yield from read_many(self._reading, requests, load)))
         for request in requests:
             request.target.counts.direct += 1
         loaded = (yield from load(range(len(requests)))) if requests else {}

@@ -198,7 +198,7 @@ class Reader:
             case Fly(identity, make, timeout):
                 return await self.flights.join(identity, lambda: self.drive(make()), timeout)
             case Follow(following):
-                return self.flights.follow(self.drive(following))
+                return None if self.flights.ending else self.flights.follow(self.drive(following))
             case Outcome(handle):
                 return await asyncio.shield(handle)
             case Behind(key, make):

@@ -107,9 +107,10 @@ class Resource:
     ) -> WriteDecorator:
         """Invalidate this resource, and `tags`, whenever the function has written: before its caller goes on.
 
-        A write that raises invalidates nothing. One that is cancelled may have been committed: it invalidates, and is
-        cancelled then, `operation_timeout` later at most. A call whose tags cannot be rendered raises ArgumentError and
-        writes nothing. When Redis does not acknowledge, WriteNotInvalidatedError has the result.
+        A write that raises invalidates nothing. One that is cancelled may have been committed: it invalidates, and ends
+        as cancelled then, `operation_timeout` later at most. A call whose tags cannot be rendered raises ArgumentError
+        and writes nothing. When Redis does not acknowledge, WriteNotInvalidatedError has what was returned; do not
+        retry by it, as the write would be done twice: repeat the invalidation. A plain function blocks its thread.
 
         Then the cached functions in `warm` are loaded again, unless somebody has done so, with the arguments that they
         have in common with the write by name, and their defaults. A warm that fails is logged and counted; the write

@@ -26,6 +26,7 @@ class Flights:
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waiting: dict[asyncio.Task[Any], int] = {}
+        self._cancelling = False
 
     def __contains__(self, ticket: object) -> bool:
         return ticket in self._tasks
@@ -68,6 +69,16 @@ class Flights:
         return task
 
     @property
+    def ending(self) -> bool:
+        """Whether the event loop ends, asked by a load that is being cancelled: nobody else has its task to cancel.
+
+        Then nothing that it starts would be carried out, and Python would complain of it on standard error.
+        """
+        task = asyncio.current_task()
+        ours = task is not None and task.cancelling() > 0 and task in self._tasks.values()
+        return ours and not self._cancelling
+
+    @property
     def waiting(self) -> int:
         """How many callers wait for loads in flight."""
         return sum(self._waiting.values())
@@ -88,11 +99,13 @@ class Flights:
                 await self._cancel_all()
 
     async def _cancel_all(self) -> None:
+        self._cancelling = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CLEANUP_SECONDS)
+        self._cancelling = False
 
     @staticmethod
     async def _marked(ticket: Hashable, load: Callable[[], Coroutine[Any, Any, T]]) -> T:

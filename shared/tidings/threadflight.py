@@ -143,7 +143,9 @@ class ThreadFlights:
             raise
         except BaseException:  # this thread is being ended; that is nobody else's affair
             with self._lock:
-                flight.successor = self._flights[ticket] = _Flight()
+                del self._flights[ticket]
+                if flight.callers > 1:
+                    flight.successor = self._flights[ticket] = _Flight()
             flight.cancel()
             flight.set_running_or_notify_cancel()  # `wait` hears of it no sooner
             raise

@@ -1,9 +1,9 @@
 """The caches that are compared, each through its documented interface and in the configuration that serves it best.
 
 Every one is a context manager that gives a decorator for functions of (number, tenant). `space` keeps the keys of two
-variants apart. Tried: cashews with 10 (its default), 50 and 200 connections, of which 200 is the fastest at 50 tasks and among
-the rest elsewhere; fastapi-cache2, which is handed a client, with redis-py's default pool and a blocking one of 50, which
-costs twice as much in turn and the same at 50 and 200 tasks.
+variants apart. Tried: cashews with 10 (its default), 50 and 200 connections, of which 200 is the fastest at 50 tasks,
+and within the noise elsewhere; fastapi-cache2, which is handed a client, with redis-py's default pool and a blocking
+one of 50, which costs twice as much in turn and the same at 50 and 200 tasks.
 """
 
 import logging

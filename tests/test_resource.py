@@ -17,7 +17,6 @@ import tidings
 from structlog.testing import capture_logs
 from tidings import Cache, cached
 from tidings import resource as resource_of_default
-from tidings.cached import CachedOptions
 from tidings.errors import (
     ArgumentError,
     ConfigurationError,
@@ -25,7 +24,7 @@ from tidings.errors import (
     TemplateError,
     WriteNotInvalidatedError,
 )
-from tidings.resource import ReadOptions, Resource
+from tidings.resource import Resource
 
 UNREACHABLE = "redis://127.0.0.1:1/0"
 
@@ -169,10 +168,6 @@ async def test_several_ids_are_one(cache):
     await promote(team_id=1, user_id=2)
     assert (await role(1, 2), await role(2, 1)) == (3, 2)
     assert role.call_of(1, 2).tags == ("member:1:2",)
-
-
-def test_every_option_of_cached_that_a_resource_does_not_decide_is_there():
-    assert ReadOptions.__annotations__.keys() == CachedOptions.__annotations__.keys() - {"namespace", "key", "tags"}
 
 
 # Writes

@@ -67,17 +67,11 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> CachedSyncFunction[P, R]: ...
 
 
-class CachedOptions(TypedDict, total=False):
-    """What `cached` takes; seconds are numbers or timedelta."""
+class ReadOptions(TypedDict, total=False):
+    """How long a value lives and when a stale one is served; seconds are numbers or timedelta."""
 
-    #: the group that `invalidate_namespace` names; "default"
-    namespace: str
     #: seconds, or "short", "default", "long" from the settings; None: the namespace's in the settings, or the default
     ttl: Seconds | TtlWord | None
-    #: template over the arguments, ``"{user_id}:profile"``; None: a hash of all bound arguments
-    key: str | None
-    #: templates over the arguments, or a callable that is given every argument by name and returns tags
-    tags: Tags
     #: callable of the result: tags that are known only after the load
     result_tags: Callable[[Any], Iterable[str]] | None
     #: fraction: the ttl becomes ttl ± jitter
@@ -100,6 +94,17 @@ class CachedOptions(TypedDict, total=False):
     timeout: Seconds | None
     #: callable that is given every argument by name: false bypasses the cache
     when: Callable[..., object] | None
+
+
+class CachedOptions(ReadOptions, total=False):
+    """What `cached` takes."""
+
+    #: the group that `invalidate_namespace` names; "default"
+    namespace: str
+    #: template over the arguments, ``"{user_id}:profile"``; None: a hash of all bound arguments
+    key: str | None
+    #: templates over the arguments, or a callable that is given every argument by name and returns tags
+    tags: Tags
 
 
 def decorate(
@@ -140,7 +145,7 @@ def decorate(
         for option, given in (("result_tags", result_tags), ("when", when)):
             if given is not None and not callable(given):
                 raise ConfigurationError(f"{where}: {option} must be callable, not {given!r}")
-        checked = _check_tags(tags, signature, where)
+        checked = check_tags(tags, signature, where)
         made_policy = policy(
             where=where,
             ttl=ttl,
@@ -178,7 +183,8 @@ def _check_function(function: Callable[..., Any]) -> str:
     return where
 
 
-def _check_tags(tags: Tags, signature: Signature, where: str) -> tuple[Template, ...] | Callable[..., Iterable[str]]:
+def check_tags(tags: Tags, signature: Signature, where: str) -> tuple[Template, ...] | Callable[..., Iterable[str]]:
+    """Return tags as templates, or the callable that finds them; `where` names the function in errors."""
     if callable(tags):
         return tags
     if isinstance(tags, str):

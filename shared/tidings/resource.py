@@ -22,14 +22,13 @@ event and has a rule `Warm` in the worker.
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
-from .cached import Decorator, Tags, _check_tags, decorate
+from .cached import Decorator, ReadOptions, Tags, check_tags, decorate
 from .described import Described
 from .errors import ArgumentError, ConfigurationError
 from .functions import BoundCachedFunction, BoundCachedSyncFunction, CachedFunction, CachedSyncFunction
 from .keys import Signature, check_namespace, qualified
-from .policy import Seconds, TtlWord
 from .templates import Template, parse
 from .writes import VARIADIC, Write, warmed
 
@@ -40,23 +39,6 @@ F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, ..., Any] | static
 
 #: By which a write is known, also through decorators that wrap it.
 _MARK = "__tidings_write__"
-
-
-class ReadOptions(TypedDict, total=False):
-    """What `Resource.cache_read` hands to `cached` as it is; each is explained in `CachedOptions`."""
-
-    ttl: Seconds | TtlWord | None
-    result_tags: Callable[[Any], Iterable[str]] | None
-    jitter: float
-    early: float
-    stale_while_revalidate: Seconds
-    stale_if_error: Seconds
-    max_staleness: Seconds
-    negative_ttl: Seconds | None
-    local_ttl: Seconds
-    local_shared: bool
-    timeout: Seconds | None
-    when: Callable[..., object] | None
 
 
 class WriteDecorator(Protocol):
@@ -125,7 +107,7 @@ class Resource:
                 raise ConfigurationError(f"{where}: a generator has not written when it is called; use a function")
             blocking = not inspect.iscoroutinefunction(function)
             warms = tuple(warmed(reader, function, where, blocking=blocking) for reader in warm)
-            checked = _check_tags(self._with_own(tags, signature, where), signature, where)
+            checked = check_tags(self._with_own(tags, signature, where), signature, where)
             write = Write(where, signature, checked, warms, self._cache)
             made = write.for_threads(function) if blocking else write.for_a_loop(function)
             setattr(made, _MARK, True)

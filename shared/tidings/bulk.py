@@ -107,10 +107,10 @@ def _look(requests: Sequence[Request], looks: list[Look]) -> Steps[list[Looked]]
 def _open(
     reading: Reading, requests: Sequence[Request], missing: Sequence[int], absent: set[int], *, last: bool
 ) -> Steps[tuple[dict[int, Lead], dict[int, Opened]]]:
-    """Ask for the lease on each; return those that are ours to load, all in the `last` round, and those to look at again.
+    """Ask for the lease on each; return those that are ours to load, all in the `last` round, and the others.
 
-    These are others' to load, or were `absent` and have been filled since. Where Redis keeps no tokens there is nothing
-    to load under: AwayError.
+    The others are to be looked at again: somebody loads them, or they were `absent` and have been filled since. Where
+    Redis keeps no tokens there is nothing to load under: AwayError.
     """
     openings = [reading.filling.opening(requests[index].target, leased=True) for index in missing]
     try:

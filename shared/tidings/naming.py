@@ -1,5 +1,6 @@
 """Entries that callers name themselves, for `Cache.get`, `set` and `get_or_set`: keys, tags and types. Pure."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from .codec import UNTYPED, Codec
 from .described import return_annotation
-from .errors import ConfigurationError
+from .errors import ConfigurationError, EncodeError
 from .keys import check_namespace
 from .policy import Seconds, TtlWord, policy
 from .seen import NOTHING
@@ -78,7 +79,15 @@ class Many:
         return [Request(target(call), None, codec) for call in calls]
 
     def indexed(self, loaded: Mapping[str, T], indices: Sequence[int]) -> dict[int, T]:
-        """Return what a loader gave for these indices; what it gave besides is not asked for."""
+        """Return what a loader gave for these indices; what it gave besides is not asked for.
+
+        Raises EncodeError for what is no mapping.
+        """
+        if not isinstance(loaded, Mapping):
+            if inspect.iscoroutine(loaded):
+                loaded.close()  # nobody will await it, which Python would say as well
+            kind = type(loaded).__qualname__
+            raise EncodeError(f"get_or_set_many: the loader returned a {kind}, not a mapping of keys to values")
         return {index: loaded[self.keys[index]] for index in indices if self.keys[index] in loaded}
 
     def named(self, values: Sequence[Any]) -> dict[str, Any]:

@@ -78,9 +78,14 @@ def in_redis(url: str) -> Variants:
 
 
 def in_process(url: str) -> Variants:
-    """Return those that keep results in this process; the coherent ones, ours and the second cashews, with 3 tags."""
+    """Return those that keep results in this process; the coherent ones, ours and the second cashews, with 3 tags.
+
+    All peers hand the same object to every caller. Ours does if it cannot be changed, or if asked to, as it is here;
+    otherwise each caller gets a copy, which is the second of ours.
+    """
     return {
-        OURS: peers.tidings(url, local_ttl=peers.TTL),
+        OURS: peers.tidings(url, local_ttl=peers.TTL, local_shared=True),
+        "tidings, copies": peers.tidings(url, "copies", local_ttl=peers.TTL),
         "async-lru": peers.async_lru(),
         "cachebox": peers.cachebox_ttl(),
         "cashews": peers.cashews("mem://", size=peers.SIZE),
@@ -259,6 +264,6 @@ ROWS = (
         lambda run: async_row(run, partial(at_once, tasks=50, count=600), large, in_redis, base=DECODED, bar=0.85),
     ),
     _local_row("local", "in process, frozen model (to async-lru)", immutable),
-    _local_row("local-mutable", "in process, mutable model (to async-lru)", small),
+    _local_row("local-mutable", "in process, mutable model, shared (to async-lru)", small),
     Row("sync", "sync Redis hit, in turn (to sync GET)", "1.10", lambda run: sync_row(run, 1.1, 1000)),
 )

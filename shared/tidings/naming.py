@@ -78,7 +78,7 @@ class Many:
         calls = [named(key, namespace, ttl, given(key) if callable(given) else given) for key in self.keys]
         return [Request(target(call), None, codec) for call in calls]
 
-    def indexed(self, loaded: Mapping[str, T], indices: Sequence[int]) -> dict[int, T]:
+    def indexed(self, loaded: Any, indices: Sequence[int]) -> dict[int, Any]:
         """Return what a loader gave for these indices; what it gave besides is not asked for.
 
         Raises EncodeError for what is no mapping.

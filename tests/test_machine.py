@@ -170,6 +170,7 @@ class Task:
         self.began = self.world.tick()
         self.asked_at = self.world.now
         self.invalidated: Invalidated | None = None
+        self.by_hand: ByHand | None = None
         self.world.tasks.append(self)
         self._resume(lambda: next(steps))
 
@@ -326,6 +327,9 @@ class Process:
         if (made := task.invalidated) is not None:
             made.at = self.world.now if made.at is None else made.at
             made.told_at = self.world.now if isinstance(operation, Invalidate) else None
+        if task.by_hand is not None:
+            task.by_hand.stored_at = self.world.now
+            task.by_hand.looked_at = task.by_hand.looked_at if isinstance(part, Put) else self.world.now
         value, error = self.world.run(part)
         parts.append(value)
         finished = len(parts) >= wanted or error is not None
@@ -408,23 +412,8 @@ class Process:
         """Begin a `set` of what is in the database now."""
         by_hand = ByHand()
         value = self.world.load(item, by_hand)
-        Task(self, self._setting(by_hand, self.filling.put([self._request(item, new=True)], [value])))
-
-    def _setting(self, by_hand: ByHand, steps: Any) -> Any:
-        step = next(steps)
-        while True:
-            operation = step.operation.operations[0]
-            try:
-                result = yield step
-            finally:
-                at = self.world.now
-                by_hand.stored_at = at
-                if not isinstance(operation, Put):
-                    by_hand.looked_at = at
-            try:
-                step = steps.send(result)
-            except StopIteration:
-                return
+        task = Task(self, self.filling.put([self._request(item, new=True)], [value]))
+        task.by_hand = by_hand
 
     def invalidate(self, names: frozenset[str], items: frozenset[int], *, pattern: bool = False) -> None:
         """Begin an invalidation."""
@@ -682,6 +671,8 @@ ALL_STEPS = 16
 #: Half steps that a task takes before something else happens.
 STEPS = st.sampled_from([*range(11), *[ALL_STEPS] * 8])
 PROCESS = st.sampled_from([0, 0, 0, 1])
+OWNER = st.sampled_from(OWNERS)
+WHAT = st.sampled_from(["tag", "shared", "result", "result", "namespace", "all", "entry", "entry", "pattern", "pattern"])
 ITEM = st.sampled_from([0, 0, 0, 0, 1])
 MISHAPS = (
     *["fail"] * 4,
@@ -728,19 +719,30 @@ class Machine(RuleBasedStateMachine):
         ways[how](item)
         self._advance(before, steps)
 
-    @rule(process=PROCESS, item=ITEM, what=st.integers(0, 7), owner=st.sampled_from(OWNERS), steps=STEPS)
+    @rule(process=PROCESS, item=ITEM, what=WHAT, owner=OWNER, steps=STEPS)
     def change(self, process, item, what, owner, steps):
         """Commit, then invalidate: what was loaded before is wrong, and somebody says so."""
-        it, world = self.world.processes[process], self.world
-        owns = f"tag:o:{world.owners[item]}"
+        world, before = self.world, len(self.world.tasks)
+        names = {
+            "tag": {f"tag:t:{item}"},
+            "shared": {"tag:shared"},
+            "result": {f"tag:o:{world.owners[item]}"},
+            "namespace": {namespace_token(NAMESPACE)},
+            "all": {ALL},
+        }.get(what, set())
         world.commit(item, owner)
-        names = [f"tag:t:{item}", "tag:shared", owns, owns, namespace_token(NAMESPACE), ALL]
-        before = len(world.tasks)
-        if what < len(names):
-            it.invalidate(frozenset({names[what]}), frozenset())
-        else:
-            it.invalidate(frozenset(), frozenset({item}), pattern=what == 7)
+        items = frozenset() if names else frozenset({item})
+        world.processes[process].invalidate(frozenset(names), items, pattern=what == "pattern")
         self._advance(before, steps)
+
+    @rule(process=PROCESS, by=PROCESS, item=ITEM, what=WHAT, owner=OWNER, steps=st.integers(1, 9), then=PROCESS)
+    def overtake(self, process, by, item, what, owner, steps, then):
+        """The race itself: a read has begun, the item changes, and somebody reads it who knows of that."""
+        self.world.processes[process].hear(5)
+        self.read(process, item, steps)
+        self.change(by, item, what, owner, ALL_STEPS)
+        self.world.processes[then].hear(5)
+        self.read(then, item, ALL_STEPS)
 
     @rule(index=st.integers(0, 7), steps=STEPS)
     def go_on(self, index, steps):

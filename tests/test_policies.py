@@ -96,8 +96,16 @@ class World:
             await asyncio.to_thread(function_in_thread.invalidate, number)
 
         call.key = function_in_thread.key
+        call.request = function_in_thread.request
+        call.uncached = function_in_thread.uncached
         call.invalidate = invalidate
         return call
+
+    async def read(self, request, looked):
+        """Go on with a read whose look was made before."""
+        if self.threads:
+            return await asyncio.to_thread(self.cache.sync.reader.read, request, looked)
+        return await self.cache.reader().read(request, looked)
 
     def advance(self, seconds):
         self.clock.advance(seconds)
@@ -401,12 +409,44 @@ async def test_one_refresh_runs_for_all_processes(request, kind, load, eventuall
         assert await gets[0]() == 1
         await eventually(lambda: load.begun == 2)
         assert [await gets[1]() for _ in range(5)] == [1] * 5
-        await asyncio.sleep(0)
         load.release()
         for world in worlds:
             await world.drain()
         assert [await get() for get in gets] == [2, 2]
         assert load.begun == 2
+
+
+async def test_a_value_that_was_loaded_since_the_look_is_not_loaded_again(world, load):
+    """No policy is needed for that, only a load that is long enough to ask who else loads."""
+    get = world.cached(load)
+    load.on_begin = lambda: world.clock.advance(1)
+    await get()
+    await world.cache.invalidate_tags("a")
+    request = get.request(get.uncached)
+    looked = await world.cache.reader().ask(request.target.look)
+    assert await get() == 2
+    await world.drain()
+    assert await world.read(request, looked) == 2
+    assert load.begun == 2
+    await world.drain()
+    assert world.client is None or not world.client.exists(request.target.places.lease)
+
+
+async def test_a_value_that_was_refreshed_since_the_look_is_not_refreshed_again(world, load):
+    """Under load there is always a read on its way when a refresh ends: its answer is the old value."""
+    get = world.cached(load, ttl=60, stale_while_revalidate=30)
+    await get()
+    world.advance(65)
+    request = get.request(get.uncached)
+    looked = await world.cache.reader().ask(request.target.look)
+    assert await get() == 1
+    await world.drain()
+    assert await world.read(request, looked) == 1
+    await world.drain()
+    assert load.begun == 2
+    assert world.counts["refreshes"] == 1
+    assert world.client is None or not world.client.exists(request.target.places.lease)
+    assert await get() == 2
 
 
 # --- max_staleness

@@ -91,7 +91,6 @@ class Filling:
         self._longest_ms = longest_ms
         self._chance = chance
         self._token_ms = round(settings.token_ttl * 1000)
-        self._by = process_name()
 
     def load_and_fill(self, request: Request, lead: Lead) -> Steps[Flown]:
         """Load, then send the fill, for which no caller needs to wait.
@@ -153,7 +152,7 @@ class Filling:
             return None
         sealed = self._sealer.seal(payload, call.namespace, target.key)
         target.bulk = len(sealed) >= self._settings.bulk_bytes
-        facts, grace_ms = Facts((*target.tags, *tags), self._by), self._grace_ms(target)
+        facts, grace_ms = Facts((*target.tags, *tags), process_name()), self._grace_ms(target)
         packed = pack_entry(
             ticket.lineage, ticket.tokens, facts, sealed, seen_us=lead.seen_us, load_us=load_us, grace_ms=grace_ms
         )
@@ -190,7 +189,7 @@ class Filling:
         for target, ticket, payload, value in zip(targets, tickets, payloads, values, strict=True):
             if ticket is None:
                 raise UnavailableError("Redis drops tokens as soon as they are made: it is out of memory")
-            packed = pack_entry(unique(), ticket.tokens, Facts(target.tags, self._by), payload)
+            packed = pack_entry(unique(), ticket.tokens, Facts(target.tags, process_name()), payload)
             puts.append(Put(target.keys, packed, self.ttl_ms(target, value), self._token_ms))
         yield Ask(Batch(tuple(puts)), any(len(payload) >= settings.bulk_bytes for payload in payloads))
 

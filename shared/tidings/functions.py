@@ -12,9 +12,9 @@ from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from .described import Described, Options
+from .errors import UnavailableError
 from .keys import Signature
 from .operations import Looked
-from .seen import AwayError
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -67,13 +67,17 @@ class CachedFunction(Described[P, R]):
         reader, looked = cache.reader(), None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
-                found: Any = await reader.hit(wanted, self.codec)
-            except AwayError:
-                return await reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))  # type: ignore[no-any-return]
+                values = await reader.store.read(wanted.keys, bulk=wanted.bulk)
+            except UnavailableError as error:
+                reader.missed(wanted, error)
+                request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+                return await reader.read_without(request)  # type: ignore[no-any-return]
+            found: Any = reader.reading.hit(wanted, self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found
-        return await reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked)  # type: ignore[no-any-return]
+        request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+        return await reader.read(request, looked)  # type: ignore[no-any-return]
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function now and keep its result, whatever is cached. Cancelling this does not cancel the load."""
@@ -132,13 +136,17 @@ class CachedSyncFunction(Described[P, R]):
         reader, looked = cache.sync.reader, None
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
-                found: Any = reader.hit(wanted, self.codec)
-            except AwayError:
-                return reader.read_without(self._request(wanted, partial(self.uncached, *args, **kwargs)))  # type: ignore[no-any-return]
+                values = reader.store.read(wanted.keys)
+            except UnavailableError as error:
+                reader.missed(wanted, error)
+                request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+                return reader.read_without(request)  # type: ignore[no-any-return]
+            found: Any = reader.reading.hit(wanted, self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found
-        return reader.read(self._request(wanted, partial(self.uncached, *args, **kwargs)), looked)  # type: ignore[no-any-return]
+        request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+        return reader.read(request, looked)  # type: ignore[no-any-return]
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `CachedFunction.refresh`."""

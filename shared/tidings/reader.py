@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
-from .codec import Codec
 from .commands import Commands
-from .errors import DecodeError, UnavailableError
-from .fence import hit
+from .errors import UnavailableError
 from .filling import Filling, Stored
 from .operations import Look, Looked, Open, Operation, Release
 from .reading import Reading
@@ -72,30 +70,10 @@ class Reader:
         blocking = getattr(store, "blocking", None)
         self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout, self._failed)
 
-    async def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
-        """Return the cached value of a plain target, or what was read, a Looked, for `read` to go on with.
-
-        The shortest way to a hit there is: everything that is not one is left to `read`. Raises AwayError.
-        """
-        try:
-            values = await self.store.read(wanted.keys, bulk=wanted.bulk)
-        except UnavailableError as error:
-            wanted.counts.errors += 1
-            self._failed(error)
-            raise AwayError from error
-        if start := hit(values):
-            entry = cast("bytes", values[0])
-            try:
-                value = codec.decode(entry, start)
-            except DecodeError:  # or sealed: `read` unseals
-                return Looked(entry, values[1:])
-            counts = wanted.counts
-            counts.hits += 1
-            size = len(entry) - start  # not in the line that counts: see `Counts`
-            counts.bytes_read += size
-            self.reading.sample_age(wanted, entry)
-            return value
-        return Looked(values[0], values[1:])
+    def missed(self, wanted: Target, error: UnavailableError) -> None:
+        """Take note of a read that Redis did not answer."""
+        wanted.counts.errors += 1
+        self._failed(error)
 
     async def read(self, request: Request, looked: Looked | None = None) -> Any:
         """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded."""

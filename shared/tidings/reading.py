@@ -12,14 +12,15 @@
 """
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import partial
 from random import random
-from typing import Any
+from typing import Any, cast
 
+from .codec import Codec
 from .errors import DecodeError, EncodeError, UnavailableError
-from .fence import Ticket, Verdict, judge
+from .fence import Ticket, Verdict, hit, judge
 from .filling import Filling, Flown, Lead, Stored
 from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens, unique
 from .operations import Look, Looked, Opened
@@ -60,6 +61,27 @@ class Reading:
         self._chance = chance
         self._bulk_bytes = settings.bulk_bytes
         self._until_sample = AGE_SAMPLE
+
+    def hit(self, wanted: Target, codec: Codec[Any], values: Sequence[bytes | None]) -> Any:
+        """Return the value of a plain target whose entry and tokens were read, or a Looked, for `read` to go on with.
+
+        The shortest way to a hit there is: everything that is not one is left to `read`.
+        """
+        if start := hit(values):
+            entry = cast("bytes", values[0])
+            try:
+                value = codec.decode(entry, start)
+            except DecodeError:  # or sealed: `read` unseals
+                return Looked(entry, list(values[1:]))
+            counts = wanted.counts
+            counts.hits += 1
+            size = len(entry) - start  # not in the line that counts: see `Counts`
+            counts.bytes_read += size
+            self._until_sample -= 1
+            if self._until_sample <= 0:
+                self.sample_age(wanted, entry)
+            return value
+        return Looked(values[0], list(values[1:]))
 
     def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Any]:
         """Return a value that no acknowledged invalidation has made wrong, unless the policy permits a stale one.
@@ -118,19 +140,19 @@ class Reading:
             counts.hits += 1
             size = len(sighting.payload or b"")  # not in the line that counts: see `Counts`
             counts.bytes_read += size
-            self.sample_age(request.target, seen.looked.entry or b"")
+            self._until_sample -= 1
+            if self._until_sample <= 0:
+                self.sample_age(request.target, seen.looked.entry or b"")
         elif sighting.verdict is Verdict.INVALIDATED:
             counts.invalidated += 1
         else:
             counts.misses += 1
 
     def sample_age(self, wanted: Target, entry: bytes) -> None:
-        """Note the age of one hit in a few."""
-        self._until_sample -= 1
-        if self._until_sample <= 0:
-            self._until_sample = AGE_SAMPLE
-            if (born := born_of(entry)) is not None:
-                wanted.counts.age_s.add(round(time.time() - born.filled_us / 1e6))
+        """Note the age of a hit; of how many, `_until_sample` counts."""
+        self._until_sample = AGE_SAMPLE
+        if (born := born_of(entry)) is not None:
+            wanted.counts.age_s.add(round(time.time() - born.filled_us / 1e6))
 
     def note(self, wanted: Target) -> int | None:
         """Note the position of the local tier, before anything is read or loaded."""
@@ -165,7 +187,7 @@ class Reading:
                 yield from self._refresh_early(request, seen)
                 return Found(seen.value)
             if stale and seen.permitted(request.target.call.policy):
-                yield self._behind(request)
+                yield self._behind(request, seen)
                 request.target.counts.stale += 1
                 return Found(seen.value)
             lead = yield from self._lead(request, seen, waits=waits)
@@ -242,10 +264,26 @@ class Reading:
             if opened.leads:  # filled since it was looked for; everybody who shares the opening is here
                 yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
             return None
-        if opened.leads or last:
+        if last or (opened.leads and not (yield from self._replaced(wanted, seen.looked.entry, owner))):
             return lead
+        if opened.leads:
+            return None
         yield from self._wait(lead.ticket, Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms))
         return None
+
+    def _replaced(self, wanted: Target, entry: bytes | None, owner: bytes) -> Steps[bool]:
+        """Say whether the entry has been filled since it was looked at; then the lease is given up.
+
+        Under load there are always reads on their way when a load ends, and their answer is the old value. A fill ends
+        the lease of its load, so whoever has the lease and finds what was there before knows that nobody was faster.
+        """
+        if entry is None or entry[:LINEAGE_START] == VACANT:
+            return False
+        now: Looked = yield from _ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
+        if now.entry == entry:
+            return False
+        yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
+        return True
 
     def _wait(self, ticket: Ticket, wait: Wait | None) -> Steps[None]:
         """Wait for a load elsewhere, together with all who wait here for the same; without `wait` only with those.
@@ -321,17 +359,20 @@ class Reading:
         if policy.early and born is not None and left_ms is not None:
             fresh_ms = left_ms - born.grace_ms
             if refresh_early(policy.early, born.load_us / 1000, fresh_ms, 1 - self._chance()):
-                yield self._behind(request)
+                yield self._behind(request, seen)
 
-    def _behind(self, request: Request) -> Behind:
-        return Behind(request.target.key, partial(self._refresh_behind, request))
+    def _behind(self, request: Request, seen: Seen) -> Behind:
+        return Behind(request.target.key, partial(self._refresh_behind, request, seen.looked.entry))
 
-    def _refresh_behind(self, request: Request) -> Steps[None]:
-        """Load and fill, unless another process does already. What goes wrong is said: nobody waits to hear it."""
+    def _refresh_behind(self, request: Request, entry: bytes | None) -> Steps[None]:
+        """Load and fill, unless another process does or has done it. What goes wrong is said: nobody waits to hear it.
+
+        `entry` is what was looked at.
+        """
         wanted = request.target
         try:
-            _, opened, lead = yield from self._open(request, noted=self.note(wanted))
-            if opened.leads:
+            owner, opened, lead = yield from self._open(request, noted=self.note(wanted))
+            if opened.leads and not (yield from self._replaced(wanted, entry, owner)):
                 wanted.counts.refreshes += 1
                 yield self._fly(request, lead, None)
         except AwayError:

@@ -7,10 +7,8 @@ pool that could be full. Only what outlives its caller gets a thread (`threadfli
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
-from .codec import Codec
 from .commands import Commands
-from .errors import DecodeError, UnavailableError
-from .fence import hit
+from .errors import UnavailableError
 from .filling import Filling, Stored
 from .operations import Looked, Operation
 from .reading import Reading
@@ -55,27 +53,10 @@ class SyncReader:
         blocking = getattr(store, "blocking", None)
         self._wakes = None if blocking is None else ThreadWakes(blocking, self._failed)
 
-    def hit(self, wanted: Target, codec: Codec[Any]) -> Any:
-        """See `Reader.hit`."""
-        try:
-            values = self.store.read(wanted.keys)
-        except UnavailableError as error:
-            wanted.counts.errors += 1
-            self._failed(error)
-            raise AwayError from error
-        if start := hit(values):
-            entry = cast("bytes", values[0])
-            try:
-                value = codec.decode(entry, start)
-            except DecodeError:  # or sealed: `read` unseals
-                return Looked(entry, values[1:])
-            counts = wanted.counts
-            counts.hits += 1
-            size = len(entry) - start  # not in the line that counts: see `Counts`
-            counts.bytes_read += size
-            self.reading.sample_age(wanted, entry)
-            return value
-        return Looked(values[0], values[1:])
+    def missed(self, wanted: Target, error: UnavailableError) -> None:
+        """Take note of a read that Redis did not answer."""
+        wanted.counts.errors += 1
+        self._failed(error)
 
     def read(self, request: Request, looked: Looked | None = None) -> Any:
         """See `Reader.read`."""

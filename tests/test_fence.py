@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tidings.fence import Ticket, Verdict, hit, judge
+from tidings.fence import Ticket, Verdict, hit, judge, uniques
 from tidings.layout import NO_TOKEN, Facts, Token, born_of, facts_of, pack_entry, pack_vacancy, unique
 
 FACTS = Facts(("user:1",), "host:1")
@@ -35,7 +35,7 @@ def test_one_new_token_makes_it_invalid(changed):
     current[changed] = new_token()
     seen = judge("k", entry, current)
     assert seen.verdict is Verdict.INVALIDATED
-    assert not hit([entry, *current])
+    assert not hit(entry, uniques(current))
     assert seen.ticket == Ticket("k", b"L" * 16, tuple(token[:16] for token in current))
 
 
@@ -46,7 +46,7 @@ def test_a_missing_token_equals_nothing_and_has_to_be_made_before_a_load(lost):
     current[lost] = None
     seen = judge("k", entry, current)
     assert (seen.verdict, seen.ticket, seen.missing) == (Verdict.INVALIDATED, None, (lost,))
-    assert not hit([entry, *current])
+    assert not hit(entry, uniques(current))
 
 
 def test_a_token_of_hostile_bytes_counts_as_missing():
@@ -95,7 +95,7 @@ def test_unique_values_do_not_repeat():
 @given(st.binary(max_size=120), st.lists(st.none() | st.binary(max_size=40), max_size=4))
 def test_no_bytes_whatsoever_are_fresh_by_accident_or_raise(entry, current):
     assert judge("k", entry, current).verdict is not Verdict.FRESH
-    assert not hit([entry, *current])
+    assert not hit(entry, uniques(current))
     facts_of(entry)
 
 
@@ -105,7 +105,7 @@ def test_a_truncated_entry_is_never_served_whole(data):
     entry = entry_under(current)
     cut = entry[: data.draw(st.integers(0, len(entry) - 1))]
     assert judge("k", cut, current).payload != b"Jtrue"
-    assert cut[hit([cut, *current]) or len(cut) :] != b"Jtrue"
+    assert cut[hit(cut, uniques(current)) or len(cut) :] != b"Jtrue"
     facts_of(cut)
 
 
@@ -117,7 +117,7 @@ def test_a_truncated_entry_is_never_served_whole(data):
 def test_the_fast_way_to_a_hit_decides_as_the_slow_one(header, current, grace_ms):
     entry = pack_entry(b"L" * 16, tuple(header), FACTS, b"Jtrue", grace_ms=grace_ms).assemble((), 1)
     seen = judge("k", entry, current)
-    start = hit([entry, *current])
+    start = hit(entry, uniques(current))
     assert (start > 0) == (seen.verdict is Verdict.FRESH)
     assert not start or entry[start:] == seen.payload
 
@@ -128,7 +128,7 @@ def test_a_value_beyond_its_ttl_is_expired_and_not_fresh():
     assert judge("k", entry, current, left_ms=1001).verdict is Verdict.FRESH
     assert judge("k", entry, current, left_ms=1000).verdict is Verdict.EXPIRED
     assert judge("k", entry, current).verdict is Verdict.EXPIRED, "who has not asked cannot call it fresh"
-    assert not hit([entry, *current])
+    assert not hit(entry, uniques(current))
 
 
 def test_an_entry_says_when_it_came_to_be():

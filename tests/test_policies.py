@@ -210,11 +210,11 @@ async def load():
 
 
 async def test_a_value_is_served_until_its_ttl_and_loaded_again_after_it(world, load):
-    get = world.cached(load, ttl=60)
+    get = world.cached(load, ttl=600)
     assert [await get(), await get()] == [1, 1]
-    world.advance(59)
+    world.advance(590)
     assert await get() == 1
-    world.advance(1)
+    world.advance(10)
     assert await get() == 2
 
 
@@ -377,12 +377,12 @@ async def test_an_expired_value_is_served_while_one_refresh_runs(world, load, ev
 
 async def test_an_expired_value_is_a_miss_after_its_window(new_world, load):
     async with new_world(max_refreshes=0) as world:
-        get = world.cached(load, ttl=60, stale_while_revalidate=30)
+        get = world.cached(load, ttl=600, stale_while_revalidate=300)
         await get()
-        world.advance(60 + 29)
+        world.advance(600 + 290)
         assert await get() == 1
         assert load.begun == 1
-        world.advance(1)
+        world.advance(10)
         assert await get() == 2
 
 
@@ -453,11 +453,11 @@ async def test_a_value_that_was_refreshed_since_the_look_is_not_refreshed_again(
 
 
 async def test_an_invalidated_value_is_served_while_one_refresh_runs(world, load, eventually):
-    get = world.cached(load, max_staleness=10)
+    get = world.cached(load, ttl=3600, max_staleness=100)
     await get()
     await world.cache.invalidate_tags("a")
     load.hold()
-    world.advance(9)
+    world.advance(90)
     assert [await get() for _ in range(10)] == [1] * 10
     await eventually(lambda: load.begun == 2)
     load.release()
@@ -469,13 +469,13 @@ async def test_an_invalidated_value_is_served_while_one_refresh_runs(world, load
 
 async def test_an_invalidated_value_is_served_within_the_window_alone(new_world, load):
     async with new_world(max_refreshes=0) as world:
-        get = world.cached(load, max_staleness=10)
+        get = world.cached(load, ttl=3600, max_staleness=100)
         await get()
-        world.advance(40)
+        world.advance(400)
         await world.cache.invalidate_tags("a")
-        world.advance(9)
+        world.advance(90)
         assert await get() == 1
-        world.advance(1)
+        world.advance(10)
         assert await get() == 2
 
 
@@ -483,27 +483,27 @@ async def test_an_invalidated_value_is_served_within_the_window_alone(new_world,
 async def test_staleness_counts_from_the_first_invalidation_after_the_load(new_world, load, second):
     """Whether the second one is of the same tag, whose token then does not say when the first was, or of another."""
     async with new_world(max_refreshes=0) as world:
-        get = world.cached(load, max_staleness=10)
+        get = world.cached(load, ttl=3600, max_staleness=100)
         await get()
-        world.advance(2)
+        world.advance(20)
         await world.cache.invalidate_tags("a")
-        world.advance(5)
+        world.advance(50)
         await world.cache.invalidate_tags(second)
-        world.advance(1)
+        world.advance(10)
         assert await get() == 1
-        world.advance(4)
+        world.advance(40)
         assert await get() == 2
 
 
 async def test_an_invalidation_before_the_load_does_not_count(new_world, load):
     async with new_world(max_refreshes=0) as world:
-        get = world.cached(load, max_staleness=10)
+        get = world.cached(load, ttl=3600, max_staleness=100)
         await world.cache.invalidate_tags("a")
-        world.advance(20)
+        world.advance(200)
         await get()
-        world.advance(20)
+        world.advance(200)
         await world.cache.invalidate_tags("a")
-        world.advance(9)
+        world.advance(90)
         assert await get() == 1
 
 
@@ -534,12 +534,12 @@ async def test_an_entry_invalidated_by_itself_leaves_nothing_to_serve(world, loa
 
 async def test_a_value_expired_and_invalidated_needs_both_permissions(new_world, load):
     async with new_world(max_refreshes=0) as world:
-        get = world.cached(load, ttl=60, max_staleness=30, stale_while_revalidate=10)
+        get = world.cached(load, ttl=600, max_staleness=300, stale_while_revalidate=100)
         await get()
-        world.advance(65)
+        world.advance(650)
         await world.cache.invalidate_tags("a")
         assert await get() == 1
-        world.advance(5)
+        world.advance(50)
         assert await get() == 2
 
 
@@ -548,16 +548,16 @@ async def test_a_value_expired_and_invalidated_needs_both_permissions(new_world,
 
 @pytest.mark.parametrize("ended", ["expired", "invalidated"])
 async def test_a_stale_value_covers_a_load_that_raises_for_a_while(world, load, ended):
-    get = world.cached(load, ttl=60, stale_if_error=30)
+    get = world.cached(load, ttl=600, stale_if_error=300)
     await get()
     if ended == "expired":
-        world.advance(60)
+        world.advance(600)
     else:
         await world.cache.invalidate_tags("a")
     load.error = KeyError("no such row")
     with capture_logs() as logs:
         assert await get() == 1
-        world.advance(29)
+        world.advance(290)
         assert await get() == 1
     assert load.begun == 3
     assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
@@ -566,7 +566,7 @@ async def test_a_stale_value_covers_a_load_that_raises_for_a_while(world, load, 
     assert logs[0]["key"] == get.key()
     assert world.counts["stale"] == 2
     assert world.counts["load_errors"] == 2
-    world.advance(1)
+    world.advance(10)
     with pytest.raises(KeyError):
         await get()
     load.error = None
@@ -695,22 +695,22 @@ async def with_tier(new_world, eventually, **options):
 
 
 async def test_a_value_in_this_process_does_not_outlive_its_ttl(new_world, load, eventually):
-    """It is looked up again when it is 35 s old, and kept here for the rest of its time alone."""
+    """It is looked up again when it is 350 s old, and kept here for the rest of its time alone."""
     async with with_tier(new_world, eventually) as world:
-        get = world.cached(load, ttl=60, local_ttl=30)
+        get = world.cached(load, ttl=600, local_ttl=300)
         assert [await get(), await get()] == [1, 1]
         assert world.counts["local_hits"] == 1
         await world.drain()
-        world.advance(35)
+        world.advance(350)
         await world.follow()
         assert [await get(), await get()] == [1, 1]
         assert world.counts["hits"] == 1
         assert world.counts["local_hits"] == 2
-        world.advance(24)
+        world.advance(240)
         await world.follow()
         assert await get() == 1
         assert world.counts["local_hits"] == 3
-        world.advance(1)
+        world.advance(10)
         await world.follow()
         assert await get() == 2
 

@@ -127,22 +127,25 @@ class Sighting:
     superseded_us: int | None = None
 
 
-def hit(values: Sequence[bytes | None]) -> int:
+def uniques(tokens: Sequence[bytes | None]) -> bytes | None:
+    """Return what a header has for these tokens, or None when one is missing or hostile."""
+    try:
+        joined = b"".join([token[:UNIQUE_LENGTH] for token in tokens])  # type: ignore[index]
+    except TypeError:
+        return None
+    return joined if len(joined) == UNIQUE_LENGTH * len(tokens) else None
+
+
+def hit(entry: bytes | None, current: bytes | None) -> int:
     """Return where in a fresh entry without grace its payload begins; 0: `judge` has to tell what else it is.
 
-    `values` are an entry and its tokens as they were read. It is the same decision as `judge` makes, for the one case
-    that has to be fast.
+    `current` is `uniques` of the tokens that were read with it. It is the same decision as `judge` makes, for the one
+    case that has to be fast.
     """
-    entry = values[0]
-    if entry is None or entry[:LINEAGE_START] != ENTRY:
+    if entry is None or current is None or entry[:LINEAGE_START] != ENTRY:
         return 0
-    try:
-        current = b"".join([token[:UNIQUE_LENGTH] for token in values[1:]])  # type: ignore[index]
-    except TypeError:  # a token is missing
-        return 0
-    count = len(values) - 1
-    end = TOKENS_START + UNIQUE_LENGTH * count
-    if entry[TOKENS_START:end] != current or len(current) != end - TOKENS_START or entry[LINEAGE_END] != count:
+    end = TOKENS_START + len(current)
+    if entry[TOKENS_START:end] != current or entry[LINEAGE_END] * UNIQUE_LENGTH != len(current):
         return 0
     start = end + BORN_LENGTH
     return start + int.from_bytes(entry[start - 4 : start], "big")

@@ -59,6 +59,7 @@ class Receipt(_Published):
         """
         if self._store is None:
             raise NotAppliedError("a memory:// cache has no worker: nothing applies its events")
+        self._store.close_with_loop()
         try:
             questions = _waiting(self._keys, self._group, self.id, timeout)
             batch = next(questions)

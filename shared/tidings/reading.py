@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from .codec import Codec
 from .errors import DecodeError, EncodeError, UnavailableError
-from .fence import Ticket, Verdict, hit, judge
+from .fence import Ticket, Verdict, hit, judge, uniques
 from .filling import Filling, Flown, Lead, Stored
 from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens, unique
 from .operations import Look, Looked, Opened
@@ -67,12 +67,16 @@ class Reading:
 
         The shortest way to a hit there is: everything that is not one is left to `read`.
         """
-        if start := hit(values):
-            entry = cast("bytes", values[0])
+        entry, tokens = values[0], values[1:]
+        known = wanted.tokens  # as a whole: another thread may bring older ones meanwhile
+        if tokens != known[0]:
+            known = wanted.tokens = (tokens, uniques(tokens))
+        if start := hit(entry, known[1]):
+            entry = cast("bytes", entry)
             try:
                 value = codec.decode(entry, start)
             except DecodeError:  # or sealed: `read` unseals
-                return Looked(entry, list(values[1:]))
+                return Looked(entry, list(tokens))
             counts = wanted.counts
             counts.hits += 1
             size = len(entry) - start  # not in the line that counts: see `Counts`
@@ -81,7 +85,7 @@ class Reading:
             if self._until_sample <= 0:
                 self.sample_age(wanted, entry)
             return value
-        return Looked(values[0], list(values[1:]))
+        return Looked(entry, list(tokens))
 
     def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Any]:
         """Return a value that no acknowledged invalidation has made wrong, unless the policy permits a stale one.
@@ -266,9 +270,9 @@ class Reading:
             return None
         if last or (opened.leads and not (yield from self._replaced(wanted, seen.looked.entry, owner))):
             return lead
-        if opened.leads:
-            return None
-        yield from self._wait(lead.ticket, Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms))
+        if not opened.leads:
+            wait = Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms)
+            yield from self._wait(lead.ticket, wait)
         return None
 
     def _replaced(self, wanted: Target, entry: bytes | None, owner: bytes) -> Steps[bool]:

@@ -93,6 +93,7 @@ class RedisStore:
         self._known_scripts: set[str] = set()
         self._small = self._multiplexer()
         self._bulk: Multiplexer | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -142,6 +143,26 @@ class RedisStore:
         for multiplexer in (self._small, self._bulk):
             if multiplexer is not None:
                 await multiplexer.aclose()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        await self._close_clients()
+
+    def close_with_loop(self) -> None:
+        """From now on close the clients when the event loop ends, as links do: by a task that the end cancels.
+
+        For whoever uses them, since nobody calls `aclose` in a script that simply ends.
+        """
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._stay())
+
+    async def _stay(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self._close_clients()
+
+    async def _close_clients(self) -> None:
         for client in (self.client, self.blocking, *self._others):
             await client.aclose()
 

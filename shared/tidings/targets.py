@@ -1,6 +1,6 @@
 """What is to be read: a call, and where everything that belongs to it is in Redis. Pure, but readers remember in it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,8 @@ class Target:
     slot: Slot | None = None
     #: tags of its last value that came from the result, as far as they are known here
     result_tags: tuple[str, ...] = ()
+    #: the tokens that were read last, and what a header has for them: mostly they are the same next time
+    tokens: tuple[Sequence[bytes | None], bytes | None] = ((), b"")
     look: Look = field(init=False)
 
     def __post_init__(self) -> None:

@@ -160,7 +160,7 @@ class Counts:
     def summary(self) -> dict[str, Any]:
         """Return the counters, and what follows from them."""
         served = self.local_hits + self.hits + self.stale
-        reads = served + self.misses + self.invalidated
+        reads = self.local_hits + self.hits + self.misses + self.invalidated  # stale are some of the last two
         return {
             **{name: getattr(self, name) for name in _COUNTERS},
             "hit_rate": round(served / reads, 4) if reads else None,

@@ -472,9 +472,12 @@ def test_a_script_without_redis_just_ends(run, shell):
     ] == []
 
 
-def test_functions_cached_and_called_at_the_interpreters_end_work_or_load(run):
-    """Python starts no threads then: what would run in the background does not, and a read is served all the same."""
-    run("""
+def test_functions_called_while_the_interpreter_ends_are_served_without_threads(shell, url):
+    """Some versions of Python start none then: nothing is refreshed and the local tier is bypassed, which is said."""
+    path = shell.write(
+        "script.py",
+        HEAD
+        + dedent("""
         import atexit
 
         @cached(max_staleness=600, local_ttl=60)
@@ -487,10 +490,16 @@ def test_functions_cached_and_called_at_the_interpreters_end_work_or_load(run):
         def last():
             assert load() in (1, 2)
             assert cache.sync.get("none") is None
+            print("served")
 
         atexit.register(last)
         cache.sync.close()
-    """)
+    """),
+    )
+    process = shell.start_program(sys.executable, "-X", "dev", "-W", "error", path, url)
+    assert process.wait(SECONDS) == 0
+    assert process.out == "served\n"
+    assert "Exception ignored" not in process.err
 
 
 # Instances

@@ -15,6 +15,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 from tidings import Cache
+from tidings.naming import named, untyped
+from tidings.operations import Put
+from tidings.targets import Request
 
 
 @pytest.fixture(params=["memory", "server"])
@@ -48,7 +51,9 @@ class Database:
 
 @pytest.fixture
 def database():
-    return Database()
+    made = Database()
+    yield made
+    made.gate.set()  # a load that a failed test has left must not keep the cache from closing
 
 
 @pytest.fixture
@@ -278,3 +283,522 @@ async def test_no_stale_value_is_served_in_two_thousand_races_with_another_proce
     assert races.stale == 0
     assert races.reads_after_ack >= 2 * KEYS
     assert races.overtaken_loads > KEYS / 10, "too few loads were overtaken by a change: this raced nothing"
+
+
+# Every mode of a cached function, and every way of invalidating, by coroutines and by threads
+
+
+MODES = {
+    "plain": {},
+    "result tags": {"result_tags": lambda row: ["rows", f"row:{row}"]},
+    "local": {"local_ttl": 60},
+    "local and result tags": {"local_ttl": 60, "result_tags": lambda row: ["rows", f"row:{row}"]},
+    "stale on error": {"stale_if_error": 60},
+    "while revalidating": {"stale_while_revalidate": 60},
+    "early": {"early": 1.0},
+}
+WAYS = ["tag", "namespace", "everything", "entry", "pattern", "result tag"]
+
+
+@pytest.fixture(
+    params=[(mode, way) for mode in MODES for way in WAYS if way != "result tag" or "result" in mode], ids=", ".join
+)
+def mode_and_way(request):
+    return request.param
+
+
+@pytest.fixture
+def load_in_mode(cache, database, mode_and_way):
+    @cache.cached(namespace="n", tags=["t:{x}"], key="row:{x}", **MODES[mode_and_way[0]])
+    async def load(x: int) -> str:
+        return await database.load()
+
+    return load
+
+
+def by_way(way: str, cache, load) -> Awaitable[None]:
+    """Invalidate with whatever `cache` is: for coroutines, or its blocking twin."""
+    ways = {
+        "tag": lambda: cache.invalidate_tags("t:1"),
+        "namespace": lambda: cache.invalidate_namespace("n"),
+        "everything": lambda: cache.invalidate_all(),
+        "entry": lambda: load.invalidate(1),
+        "pattern": lambda: cache.invalidate_pattern("*row:1", namespace="n"),
+        "result tag": lambda: cache.invalidate_tags("row:old"),
+    }
+    return ways[way]()
+
+
+async def test_a_load_overtaken_by_an_invalidation_is_not_served_afterwards(
+    cache, load_in_mode, database, mode_and_way
+):
+    early = asyncio.create_task(load_in_mode(1))
+    await database.read.wait()
+    await database.change(lambda: by_way(mode_and_way[1], cache, load_in_mode))
+    database.read.clear()
+    late = asyncio.create_task(load_in_mode(1))
+    await database.read.wait()  # it has not joined the load from before
+    database.gate.set()
+    assert [await early, await late] == ["old", "new"]
+    assert [await load_in_mode(1), await load_in_mode(1)] == ["new", "new"]
+
+
+async def test_what_was_cached_before_an_invalidation_is_not_served_after_it(
+    cache, load_in_mode, database, mode_and_way
+):
+    database.gate.set()
+    assert [await load_in_mode(1), await load_in_mode(1)] == ["old", "old"]
+    await database.change(lambda: by_way(mode_and_way[1], cache, load_in_mode))
+    assert [await load_in_mode(1), await load_in_mode(1)] == ["new", "new"]
+
+
+async def test_a_refresh_overtaken_by_an_invalidation_is_not_served_afterwards(
+    cache, load_in_mode, database, mode_and_way
+):
+    refresh = asyncio.create_task(load_in_mode.refresh(1))
+    await database.read.wait()
+    await database.change(lambda: by_way(mode_and_way[1], cache, load_in_mode))
+    database.gate.set()
+    assert await refresh == "old"
+    assert [await load_in_mode(1), await load_in_mode(1)] == ["new", "new"]
+
+
+class Table:
+    """The row and the gate for threads."""
+
+    def __init__(self):
+        self.row = "old"
+        self.read = threading.Event()
+        self.gate = threading.Event()
+
+    def load(self) -> str:
+        row = self.row
+        self.read.set()
+        assert self.gate.wait(10)
+        return row
+
+
+def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list]:
+    results: list = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    return thread, results
+
+
+@pytest.fixture(params=["memory", "server"])
+def blocking_cache(request):
+    url = "memory://" if request.param == "memory" else request.getfixturevalue("url")
+    made = Cache(url)
+    yield made
+    made.sync.close()
+
+
+def test_a_load_in_a_thread_overtaken_by_an_invalidation_is_not_served_afterwards(blocking_cache, mode_and_way):
+    mode, way = mode_and_way
+    table = Table()
+
+    @blocking_cache.cached(namespace="n", tags=["t:{x}"], key="row:{x}", **MODES[mode])
+    def load(x: int) -> str:
+        return table.load()
+
+    early, early_result = in_thread(lambda: load(1))
+    assert table.read.wait(10)
+    table.row = "new"
+    by_way(way, blocking_cache.sync, load)
+    table.read.clear()
+    late, late_result = in_thread(lambda: load(1))
+    assert table.read.wait(10)
+    table.gate.set()
+    early.join(10)
+    late.join(10)
+    assert [early_result, late_result] == [["old"], ["new"]]
+    assert [load(1), load(1)] == ["new", "new"]
+
+
+# Result tags
+
+
+@pytest.fixture
+def owned(cache, database):
+    @cache.cached(key="row:{x}", result_tags=lambda row: [f"owner:{row}"])
+    async def load(x: int) -> str:
+        return await database.load()
+
+    return load
+
+
+async def test_a_result_tag_that_nobody_knew_does_not_keep_a_value_from_being_stored(cache, owned, database):
+    database.gate.set()
+    assert [await owned(1), await owned(1)] == ["old", "old"]
+    assert database.loads == 1
+
+
+async def test_a_result_tag_invalidated_before_the_load_does_not_keep_it_from_being_stored(cache, owned, database):
+    await cache.invalidate_tags("owner:old")
+    database.gate.set()
+    assert [await owned(1), await owned(1)] == ["old", "old"]
+    assert database.loads == 1
+
+
+async def test_an_unknown_result_tag_is_not_believed_while_others_are_invalidated(cache, owned, database):
+    """Its token could have been invalidated and lost: the first load is not stored, the second is."""
+    reader = asyncio.create_task(owned(1))
+    await database.read.wait()
+    await cache.invalidate_tags("another")
+    database.gate.set()
+    await reader
+    assert [await owned(1), await owned(1)] == ["old", "old"]
+    assert database.loads == 2
+
+
+async def test_a_row_that_moved_is_found_by_its_new_tag_and_not_by_its_old_one(cache, owned, database):
+    database.gate.set()
+    assert await owned(1) == "old"
+    database.row = "new"
+    await cache.invalidate_tags("owner:old")
+    assert await owned(1) == "new"
+    await cache.invalidate_tags("owner:old")
+    assert await owned(1) == "new"
+    assert database.loads == 2
+    database.row = "newer"
+    await cache.invalidate_tags("owner:new")
+    assert await owned(1) == "newer"
+
+
+async def test_two_loads_with_different_tags_may_fill_in_either_order(cache, owned, database):
+    early = asyncio.create_task(owned(1))
+    await database.read.wait()
+    early_gate, database.gate = database.gate, asyncio.Event()
+    database.gate.set()
+    await database.change(lambda: cache.invalidate_tags("owner:old"))
+    assert await owned(1) == "new"
+    early_gate.set()
+    assert await early == "old"
+    assert await owned(1) == "new"
+    database.row = "newer"
+    await cache.invalidate_tags("owner:new")
+    assert await owned(1) == "newer"
+
+
+@pytest.mark.parametrize("local_ttl", [0, 60])
+async def test_a_process_that_knows_the_old_tags_obeys_the_new_ones(url, database, local_ttl, eventually):
+    database.gate.set()
+    caches, loads = [Cache(url), Cache(url)], []
+    for each in caches:
+
+        @each.cached(key="row:{x}", result_tags=lambda row: [f"owner:{row}"], local_ttl=local_ttl)
+        async def load(x: int) -> str:
+            return await database.load()
+
+        loads.append(load)
+    here, there = loads
+    assert [await here(1), await there(1)] == ["old", "old"]
+    await database.change(lambda: caches[1].invalidate_tags("owner:old"))
+    assert await there(1) == "new"
+    await eventually_equals(eventually, here, "new")
+    database.row = "newer"
+    await caches[1].invalidate_tags("owner:new")
+    await eventually_equals(eventually, here, "newer")
+    assert await there(1) == "newer"
+    for each in caches:
+        await each.aclose()
+
+
+async def eventually_equals(eventually, load, wanted) -> None:
+    """Another process's local tier lags; once it has heard, it stays so."""
+    seen = []
+
+    async def read() -> None:
+        while not seen or seen[-1] != wanted:
+            seen.append(await load(1))
+            await asyncio.sleep(0.005)
+
+    reading = asyncio.create_task(read())
+    await eventually(reading.done, f"{wanted} after {seen}")
+    await reading
+    assert await load(1) == wanted
+
+
+async def test_a_result_tags_token_lost_after_its_invalidation_does_not_revive_the_load(url, client, database):
+    async with Cache(url) as cache:
+
+        @cache.cached(result_tags=lambda row: [f"owner:{row}"])
+        async def load() -> str:
+            return await database.load()
+
+        reader = asyncio.create_task(load())
+        await database.read.wait()
+        await database.change(lambda: cache.invalidate_tags("owner:old"))
+        client.delete(cache.keys.token("tag:owner:old"))
+        database.gate.set()
+        assert await reader == "old"
+        assert await load() == "new"
+
+
+# Patterns
+
+
+async def test_a_pattern_reaches_a_load_that_has_stored_nothing_yet(cache, database):
+    reader = asyncio.create_task(cache.get_or_set("row:1", database.load))
+    await database.read.wait()
+    await database.change(lambda: cache.invalidate_pattern("row:*"))
+    database.gate.set()
+    assert await reader == "old"
+    assert await cache.get_or_set("row:1", database.load) == "new"
+
+
+async def test_a_load_whose_vacancy_has_expired_is_not_stored_whatever_a_pattern_has_found(url, client, database):
+    """The scan finds nothing to delete, and the fill nothing to replace; a vacancy made since is another lineage."""
+    async with Cache(url) as cache:
+        reader = asyncio.create_task(cache.get_or_set("row:1", database.load))
+        await database.read.wait()
+        client.delete(cache.keys.entry("default", "row:1"))
+        await database.change(lambda: cache.invalidate_pattern("row:*"))
+        database.read.clear()
+        early_gate, database.gate = database.gate, asyncio.Event()
+        late = asyncio.create_task(cache.get_or_set("row:1", database.load))
+        await database.read.wait()
+        early_gate.set()
+        assert await reader == "old"
+        assert await cache.get("row:1") is None
+        database.gate.set()
+        assert await late == "new"
+        assert await cache.get("row:1") == "new"
+
+
+PATTERNS = [
+    (r"a\*c", ["a*c"]),
+    ("a*c", ["a*c", "abc", "a[c"]),
+    ("a?c", ["a*c", "abc", "a[c"]),
+    ("a[b]c", ["abc"]),
+    ("a[^b]c", ["a*c", "a[c"]),
+    (r"a\[c", ["a[c"]),
+    ("[!a]", ["!", "a"]),
+    ("é*", ["é:1"]),
+]
+
+
+@pytest.mark.parametrize(("glob", "matched"), PATTERNS, ids=[glob for glob, _ in PATTERNS])
+async def test_a_pattern_reaches_the_keys_that_match_as_redis_matches_and_no_others(cache, glob, matched):
+    keys = ["a*c", "abc", "a[c", "!", "a", "é:1", "other"]
+    await cache.set_many(dict.fromkeys(keys, 1))
+    await cache.set_many(dict.fromkeys(keys, 1), namespace="other")
+    await cache.invalidate_pattern(glob)
+    left = await cache.get_many(keys)
+    assert [key for key in keys if left[key] is None] == [key for key in keys if key in matched]
+    assert all((await cache.get_many(keys, namespace="other")).values())
+    await cache.invalidate_pattern(glob, namespace=None)
+    left = await cache.get_many(keys, namespace="other")
+    assert [key for key in keys if left[key] is None] == [key for key in keys if key in matched]
+
+
+async def test_a_pattern_leaves_other_prefixes_and_versions_alone(url):
+    spaces = [{}, {"prefix": "p"}, {"version": "2"}, {"prefix": "p", "version": "2"}]
+    caches = [Cache(url, **space) for space in spaces]
+    for invalidating in caches:
+        for each in caches:
+            await each.set("k", "kept")
+        await invalidating.invalidate_pattern("*", namespace=None)
+        assert [await each.get("k") for each in caches] == [
+            None if each is invalidating else "kept" for each in caches
+        ]
+    for each in caches:
+        await each.aclose()
+
+
+async def test_a_pattern_reaches_what_only_a_local_tier_still_has(url, client, database, eventually):
+    database.gate.set()
+    async with Cache(url) as here, Cache(url) as there:
+
+        @here.cached(key="row:{x}", local_ttl=60)
+        async def load(x: int) -> str:
+            return await database.load()
+
+        await load(1)
+        await eventually(lambda: here.tier.note() is not None, "the tail")
+        await load(1)
+        client.delete(load.key(1))
+        assert await load(1) == "old"
+        assert database.loads == 1
+        await database.change(lambda: there.invalidate_pattern("*row:1"))
+        await eventually_equals(eventually, load, "new")
+
+
+# Refreshes behind a value that is served
+
+
+async def test_a_refresh_of_an_expired_value_overtaken_by_an_invalidation_is_not_served(url, client, database):
+    async with Cache(url) as cache:
+
+        @cache.cached(tags=["t"], ttl=60, stale_while_revalidate=60)
+        async def load() -> str:
+            return await database.load()
+
+        database.gate.set()
+        await load()
+        client.pexpire(load.key(), 30_000)  # expired, and kept for another half minute
+        database.gate.clear()
+        database.read.clear()
+        assert await load() == "old"
+        await database.read.wait()  # it is refreshed behind that
+        refresh_gate, database.gate = database.gate, asyncio.Event()
+        database.gate.set()
+        await database.change(lambda: cache.invalidate_tags("t"))
+        assert await load() == "new"
+        refresh_gate.set()
+        await cache.reader().flights.drain()
+        assert await load() == "new"
+
+
+async def test_an_early_refresh_overtaken_by_an_invalidation_is_not_served(cache, database):
+    @cache.cached(tags=["t"], ttl=60, early=1e12)
+    async def load() -> str:
+        return await database.load()
+
+    first = asyncio.create_task(load())
+    await database.read.wait()
+    database.gate.set()
+    await first
+    database.gate = asyncio.Event()
+    database.read.clear()
+    assert await load() == "old"
+    await database.read.wait()
+    refresh_gate, database.gate = database.gate, asyncio.Event()
+    database.gate.set()
+    await database.change(lambda: cache.invalidate_tags("t"))
+    assert await load() == "new"
+    refresh_gate.set()
+    await cache.reader().flights.drain()
+    assert await load() == "new"
+
+
+async def test_a_refresh_of_an_invalidated_value_overtaken_by_another_invalidation_is_done_again(cache, database):
+    @cache.cached(tags=["t"], max_staleness=60)
+    async def load() -> str:
+        return await database.load()
+
+    database.gate.set()
+    await load()
+    await database.change(lambda: cache.invalidate_tags("t"))
+    database.gate = asyncio.Event()
+    database.read.clear()
+    assert await load() == "old", "permitted for a minute"
+    await database.read.wait()
+    database.row = "newer"
+    await cache.invalidate_tags("t")
+    database.gate.set()
+    await cache.reader().flights.drain()
+    assert await load() == "new", "what the overtaken refresh brought is as stale as what it replaced"
+    await cache.reader().flights.drain()
+    assert await load() == "newer"
+    assert database.loads == 3
+
+
+async def test_an_entry_invalidated_by_itself_is_not_served_however_much_staleness_is_permitted(cache, database):
+    @cache.cached(max_staleness=60, stale_while_revalidate=60, stale_if_error=60)
+    async def load() -> str:
+        return await database.load()
+
+    database.gate.set()
+    await load()
+    await database.change(load.invalidate)
+    assert await load() == "new"
+
+
+# Between processes: the lease
+
+
+async def test_who_waits_for_another_processes_load_is_not_served_it_after_an_invalidation(
+    url, client, database, eventually
+):
+    async with Cache(url) as here, Cache(url) as there:
+        leads = asyncio.create_task(here.get_or_set("k", database.load, tags=["t"]))
+        await database.read.wait()
+        leader_gate, database.gate = database.gate, asyncio.Event()
+        database.gate.set()
+        waits = asyncio.create_task(there.get_or_set("k", database.load, tags=["t"]))
+        lease = here.keys.lease("default", "k")
+        await eventually(lambda: (client.get(lease) or b"").endswith(b" w"), "somebody who waits")
+        assert database.loads == 1
+        await database.change(lambda: there.invalidate_tags("t"))
+        assert await there.get_or_set("k", database.load, tags=["t"]) == "new", "the lease is of older tokens"
+        leader_gate.set()
+        assert await leads == "old"
+        assert await waits == "new"
+        assert [await each.get_or_set("k", database.load, tags=["t"]) for each in (here, there)] == ["new", "new"]
+
+
+# Many keys, and values set by hand
+
+
+@pytest.mark.parametrize("way", ["tag", "entry", "pattern", "everything"])
+async def test_a_load_of_many_overtaken_by_an_invalidation_is_not_served_afterwards(cache, database, way):
+    async def rows(keys: list[str]) -> dict[str, str]:
+        return dict.fromkeys(keys, await database.load())
+
+    async def read() -> dict[str, str]:
+        return await cache.get_or_set_many(["a", "b"], rows, tags=lambda key: [f"row:{key}"])
+
+    ways = {
+        "tag": lambda: cache.invalidate_tags("row:a"),
+        "entry": lambda: cache.delete("a"),
+        "pattern": lambda: cache.invalidate_pattern("a"),
+        "everything": cache.invalidate_all,
+    }
+    early = asyncio.create_task(read())
+    await database.read.wait()
+    await database.change(ways[way])
+    early_gate, database.gate = database.gate, asyncio.Event()
+    database.gate.set()
+    assert await cache.get_or_set("a", database.load, tags=["row:a"]) == "new"
+    early_gate.set()
+    assert await early == {"a": "old", "b": "old"}
+    again = await read()
+    assert again == {"a": "new", "b": "new" if way == "everything" else "old"}
+    assert await cache.get("a") == "new"
+
+
+async def test_an_invalidation_between_the_two_steps_of_a_set_makes_its_value_wrong(cache):
+    """`set` reads the tokens, then stores: here the tag is invalidated in between."""
+    target = cache.target(named("k", "default", None, ["t"]))
+    steps = cache.reader().reading.filling.put([Request(target, None, untyped)], ["old"])
+    step = next(steps)
+    while not isinstance(step.operation.operations[0], Put):
+        step = steps.send(await cache.reader().ask(step.operation))
+    await cache.invalidate_tags("t")
+    await cache.reader().ask(step.operation)
+    assert await cache.get("k") is None
+
+
+# The local tier against the log
+
+
+@pytest.mark.parametrize("when", ["before the answer", "after the put"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_value_that_was_looked_up_before_an_invalidation_does_not_stay_in_the_local_tier(
+    cache, database, way, when
+):
+    """Step by step: the position is noted, Redis is asked, the log is applied, the answer arrives."""
+
+    @cache.cached(
+        namespace="n", key="row:{x}", tags=["t:{x}"], local_ttl=60, result_tags=lambda row: ["rows", f"row:{row}"]
+    )
+    async def load(x: int) -> str:
+        return await database.load()
+
+    database.gate.set()
+    await load(1)
+    cache.tier.lost()  # as in a process that has not read it yet; then its tail is there
+    cache.tier.alive(float("inf"))
+    reader, request = cache.reader(), load.request(database.load, 1)
+    steps = reader.reading.read(request)
+    looked = await reader.ask(next(steps).operation)
+    if when == "before the answer":
+        await database.change(lambda: by_way(way, cache, load))
+    with pytest.raises(StopIteration) as served:
+        steps.send(looked)
+    assert served.value.value == "old", "it was asked for before"
+    assert (request.target.slot is not None) == (when == "after the put")
+    if when == "after the put":
+        await database.change(lambda: by_way(way, cache, load))
+    assert [await load(1), await load(1)] == ["new", "new"]

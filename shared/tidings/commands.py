@@ -102,11 +102,13 @@ class Commands:
     def invalidate_pattern(self, glob: str, namespace: str | None) -> Steps[None]:
         """Invalidate by pattern."""
         shared = self._shared
+        told = invalidation(shared.keys, shared.settings, {}, patterns=(shared.keys.pattern(namespace, glob),))
         try:
-            told = yield from by_pattern(shared.keys, shared.settings, glob, namespace)
+            yield from by_pattern(shared.keys, shared.settings, glob, namespace)
         except UnavailableError as error:
             raise InvalidationError(str(error)) from error
-        shared.invalidated(told)
+        finally:  # as below
+            shared.invalidated(told)
 
     def publish(self, event: Event, subject: str | None) -> Steps[tuple[str, str]]:
         """Add an event to the stream; return the ids of its entry and its own."""

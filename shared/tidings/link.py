@@ -187,7 +187,8 @@ class Link(asyncio.Protocol):
         self.waiting[0].take(reply)
         self.waiting.popleft()
         if isinstance(reply, ReadOnlyError):
-            raise RedisConnectionError("the server is no primary any more")
+            # Those in line behind it fail with an answer, too: nothing says that the server is away.
+            raise ReadOnlyError("the server is no primary any more")
 
     def _check_overdue(self) -> None:
         now = self.loop.time()

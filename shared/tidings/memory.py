@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from .fence import Verdict, judge
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
+from .local import in_child
 from .operations import (
     Append,
     Batch,
@@ -60,6 +61,12 @@ class Memory:
         self.listeners: list[Listener] = []
         #: The last events published, newest last, as (stream, id, fields): nothing consumes them here.
         self.events: deque[tuple[str, str, dict[str, str]]] = deque(maxlen=_EVENTS_KEPT)
+        in_child(self._forked)
+
+    def _forked(self) -> None:
+        """Begin with nothing in a forked child: whoever held the lock is not here, and left it half changed."""
+        self._lock = threading.Lock()
+        self.forget()
 
     def run(self, operation: Operation[T]) -> T:
         """Carry out one operation."""

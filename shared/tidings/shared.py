@@ -118,7 +118,7 @@ class Shared:
 
     def _availability(self, away: bool, reason: str) -> None:
         self.telemetry.availability(away, reason)
-        if self.outage is not None and not away:
+        if self.outage is not None:  # at the beginning too: a load may have ended after the last recovery
             self.outage.forget()
 
     def _tail_client(self) -> Any:

@@ -132,8 +132,13 @@ class Tail:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._stopping = threading.Event()
-                self._thread = threading.Thread(target=self._run, name="tidings-tail", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="tidings-tail", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # none to be had, as while the interpreter ends; a read needs none
+                    self._say(following=False, why=str(error))
+                else:
+                    self._thread = thread
 
     def stop(self) -> None:
         """End the thread and empty the tier. Waits up to 0.25 s; for a server that does not answer, up to `BOUND`."""

@@ -15,8 +15,7 @@ The tests at the end take the fence apart, one comparison at a time; the machine
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -73,7 +72,7 @@ MODES = {
 SERVER_MODES = {name: mode for name, mode in MODES.items() if "stale" not in name}
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """A value was served that must not have been."""
 
 
@@ -182,7 +181,7 @@ class Task:
         except StopIteration as end:
             self._end(end.value, None)
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, Violation):
+            if isinstance(error, ViolationError):
                 raise
             self._end(None, error)
         else:
@@ -247,9 +246,7 @@ class Process:
         how = {"sealer": sealer, "clock": lambda: world.now, "chance": world.chance}
         self.filling = Filling(OPTIONS, telemetry=telemetry, tier=self.tier, **how)
         self.reading = Reading(OPTIONS, self.filling, note=self.tier.note, flights=self.flights, **how)
-        self.calls = [
-            Call(f"f{item}", NAMESPACE, f"f:{item}", ("shared", f"t:{item}"), world.policy) for item in ITEMS
-        ]
+        self.calls = [Call(f"f{item}", NAMESPACE, f"f:{item}", ("shared", f"t:{item}"), world.policy) for item in ITEMS]
         self._counts = telemetry.of(NAMESPACE, "f")
         self.targets = [self.new_target(item) for item in ITEMS]
         #: what the log says that the tail has not heard: what to apply, or None for a gap
@@ -465,7 +462,7 @@ class Process:
         if tail._position is None:
             tail._begin(self.world.server.client)
         else:
-            tail._read(self.world.server.client, tail._position, 1)
+            tail._read(self.world.server.client, tail._position, None)  # without waiting
         self._has_applied_all()
 
     def lose_tail(self) -> None:
@@ -635,7 +632,7 @@ class World:
         origin = self.origins[value]
         broken = [made for made in known if made.concerns(origin)]
         if origin.item != item:
-            raise Violation(f"{how}: asked for item {item}, got {origin}")
+            raise ViolationError(f"{how}: asked for item {item}, got {origin}")
         if not broken:
             return
         dropped = any(item in made.items for made in broken if not origin.names & made.names)
@@ -645,7 +642,9 @@ class World:
                 return
             if task.failed and (self.now - first) * 1000 < self.policy.stale_if_error_ms:
                 return
-        raise Violation(f"{how}, now {self.now}: item {item} is at {self.versions[item]}, got {origin} despite {broken}")
+        raise ViolationError(
+            f"{how}, now {self.now}: item {item} is at {self.versions[item]}, got {origin} despite {broken}"
+        )
 
     def finish(self, task: Task) -> None:
         """Let a task go on to its end, and only what it waits for with it."""
@@ -674,7 +673,9 @@ ALL_STEPS = 16
 STEPS = st.sampled_from([*range(11), *[ALL_STEPS] * 8])
 PROCESS = st.sampled_from([0, 0, 0, 1])
 OWNER = st.sampled_from(OWNERS)
-WHAT = st.sampled_from(["tag", "shared", "result", "result", "namespace", "all", "entry", "entry", "pattern", "pattern"])
+WHAT = st.sampled_from(
+    ["tag", "shared", "result", "result", "namespace", "all", "entry", "entry", "pattern", "pattern"]
+)
 ITEM = st.sampled_from([0, 0, 0, 0, 1])
 MISHAPS = (
     *["fail"] * 4,
@@ -738,7 +739,7 @@ class Machine(RuleBasedStateMachine):
         self._advance(before, steps)
 
     @rule(process=PROCESS, by=PROCESS, item=ITEM, what=WHAT, owner=OWNER, steps=st.integers(1, 9), then=PROCESS)
-    def overtake(self, process, by, item, what, owner, steps, then):
+    def overtake(self, process, by, item, what, owner, steps, then):  # noqa: PLR0917 drawn by name
         """The race itself: a read has begun, the item changes, and somebody reads it who knows of that."""
         self.world.processes[process].hear(5)
         self.read(process, item, steps)
@@ -823,7 +824,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def explore(examples: int, steps: int, modes: Any = MODES, server: SyncRedisStore | None = None) -> None:
-    """Run the machine, the same way each time; raises Violation."""
+    """Run the machine, the same way each time; raises ViolationError."""
     run_state_machine_as_test(
         lambda: Machine(modes, server),
         settings=settings(
@@ -843,13 +844,32 @@ def explore(examples: int, steps: int, modes: Any = MODES, server: SyncRedisStor
 
 
 def test_no_interleaving_serves_what_an_invalidation_has_made_wrong():
-    explore(400, 50)
+    explore(500, 50)
+
+
+def test_no_interleaving_does_with_the_scripts_and_leases_of_a_server(server_store):
+    explore(150, 40, SERVER_MODES, server_store)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_no_interleaving_of_many_more_does_either():
-    explore(20_000, 80)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_interleaving_of_many_more_does_either(mode):
+    explore(5_000, 80, {mode: MODES[mode]})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", SERVER_MODES)
+def test_no_interleaving_of_many_more_does_with_a_server(mode, server_store):
+    explore(1_000, 60, {mode: MODES[mode]}, server_store)
+
+
+@pytest.fixture
+def server_store(url):
+    made = SyncRedisStore.connect(GivenSettings.of(url, {}))
+    yield made
+    made.close()
 
 
 # It finds what is broken on purpose
@@ -930,7 +950,11 @@ def local_tier_noted_late(patch):
 def local_tier_does_not_know_result_tags(patch):
     """A value is put under the tags of its arguments alone."""
     keep = Filling.keep
-    patch.setattr(Filling, "keep", lambda *values, tags=(), **options: keep(*values, **options))
+
+    def untagged(*values, **options):
+        keep(*values, **{**options, "tags": ()})
+
+    patch.setattr(Filling, "keep", untagged)
 
 
 def patterns_leave_vacancies(patch):
@@ -971,5 +995,25 @@ BREAKS = {
 @pytest.mark.parametrize("break_it", BREAKS, ids=lambda each: each.__name__)
 def test_the_machine_finds_a_fence_in_which(break_it, monkeypatch):
     break_it(monkeypatch)
-    with pytest.raises(Violation):
+    with pytest.raises(ViolationError):
         explore(1000, 50, {BREAKS[break_it]: MODES[BREAKS[break_it]]})
+
+
+@pytest.mark.parametrize(
+    ("test", "mode"),
+    [
+        (
+            f"if redis.pcall('GETRANGE', KEYS[1], {LINEAGE_START}, {LINEAGE_END - 1}) ~= ARGV[1] then return 0 end",
+            "plain",
+        ),
+        ("if refused then return 0 end", "result tags"),
+    ],
+    ids=["lineage", "result tags"],
+)
+def test_the_machine_finds_a_fill_script_without_its_test_of_the(test, mode, monkeypatch, server_store):
+    assert operations.FILL.text.count(test) == 1
+    monkeypatch.setattr(
+        operations, "FILL", Script.of(operations.FILL.text.replace(test, test.replace("return 0", "local _")))
+    )
+    with pytest.raises(ViolationError):
+        explore(500, 40, {mode: MODES[mode]}, server_store)

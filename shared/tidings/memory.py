@@ -10,11 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from itertools import count
 from typing import Any, TypeVar, cast
 
 from .fence import Verdict, judge
+from .globs import glob_to_regex
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
 from .local import in_child
 from .operations import (
@@ -98,7 +98,8 @@ class Memory:
             case Invalidate():
                 return self._invalidate(operation)
             case Scan():
-                return 0, [key.encode() for key in self._values if _matches(key, operation.glob)]
+                matches = glob_to_regex(operation.glob).fullmatch
+                return 0, [key for key in map(str.encode, self._values) if matches(key)]
             case Drop():
                 return sum(self._remove(key if isinstance(key, str) else key.decode()) for key in operation.keys)
             case Append():
@@ -212,10 +213,6 @@ class Memory:
             for listener in self.listeners:
                 listener(operation.causes, operation.entries, operation.patterns)
         return live
-
-
-def _matches(key: str, glob: str) -> bool:
-    return fnmatchcase(key, glob)
 
 
 class MemoryStore:

@@ -211,7 +211,10 @@ class Reading:
         seen = replace(self.judge(request, looked, noted), tags=tags)
         if seen.fresh and noted is not None and looked.left_ms is not None and seen.sighting.born is not None:
             left_ms = min(looked.left_ms - seen.sighting.born.grace_ms, wanted.call.policy.local_ttl_ms)
-            self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=tags)
+            # Under the tags that the entry itself names: what the target knows may be of another thread's load.
+            if (facts := facts_of(looked.entry)) is not None:
+                own = facts.tags[len(wanted.tags) :]
+                self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=own)
         return seen
 
     def judge(self, request: Request, looked: Looked, noted: int | None = None) -> Seen:

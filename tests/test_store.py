@@ -357,7 +357,7 @@ async def test_a_kept_value_is_expired_when_only_its_grace_is_left(store):
 
 
 def results_of(found):
-    return Results((RESULT,), found.now_us, found.logged)
+    return Results((RESULT,), found.logged, found.logged_at)
 
 
 async def test_a_result_tag_is_stored_when_nothing_was_invalidated_since(store):
@@ -400,6 +400,16 @@ async def test_a_result_tag_lost_and_made_anew_by_a_reader_refuses_older_loads(s
     assert not await fill(store, ticket_of(found), results=results_of(found))
 
 
+async def test_a_clock_that_was_set_back_does_not_hide_an_invalidation_during_the_load():
+    seconds = [1000.0]
+    store = MemoryStore(Memory(lambda: seconds[0]))
+    await invalidate(store, "tag:result")
+    found = await opened(store, log=True)
+    seconds[0] = 900.0
+    await invalidate(store, "tag:result")
+    assert not await fill(store, ticket_of(found), results=results_of(found))
+
+
 # Scanning and dropping
 
 
@@ -430,6 +440,16 @@ async def test_a_batch_gives_what_each_operation_gives(store):
     assert again.left_ms > 0
 
 
+async def test_a_server_whose_clock_is_behind_the_log_goes_by_the_log(server_store):
+    seconds, _ = await server_store.client.time()
+    await server_store.client.xadd("log", {"prev": "0-0", "what": "{}", "at": str((seconds + 3600) * 1_000_000)})
+    found = await opened(server_store, log=True)
+    await invalidate(server_store, "tag:result")
+    assert not await fill(server_store, ticket_of(found), results=results_of(found))
+    again = await opened(server_store, log=True)
+    assert await fill(server_store, ticket_of(again), results=results_of(again))
+
+
 # Leases, which only separate processes need
 
 
@@ -438,6 +458,13 @@ async def test_a_lease_is_held_against_others_under_the_same_ticket(server_store
     second = await opened(server_store, owner=b"B" * 16)
     assert (first.leads, second.leads) == (True, False)
     assert 0 < second.left_ms <= 60_000
+
+
+async def test_a_lease_with_result_tags_is_nobodys_when_anything_was_invalidated_since(server_store):
+    await opened(server_store, owner=b"A" * 16, log=True)
+    assert not (await opened(server_store, owner=b"B" * 16, log=True)).leads
+    await invalidate(server_store, "tag:result")
+    assert (await opened(server_store, owner=b"C" * 16, log=True)).leads
 
 
 async def test_a_lease_under_older_tokens_is_nobodys(server_store):

@@ -172,7 +172,12 @@ def _fill(
         fill = filling.fill(target, leads[index], payload, load_us=load_us, ttl_ms=filling.ttl_ms(target, value))
         if fill is not None:
             fills.append((target, fill))
-    unfilled = {index: lead for index, lead in leads.items() if index not in loaded}
+    filled = {target.key for target, _ in fills}
+    yield from _release(
+        reading, requests, {i: lead for i, lead in leads.items() if requests[i].target.key not in filled}
+    )
+    if not fills:
+        return
     try:
         answers: list[bool] = yield Ask(Batch([fill for _, fill in fills]), any(target.bulk for target, _ in fills))
     except UnavailableError:
@@ -180,7 +185,6 @@ def _fill(
         return
     for (target, fill), stored in zip(fills, answers, strict=True):
         filling.count(target, fill, stored=stored)
-    yield from _release(reading, requests, unfilled)
 
 
 def _release(reading: Reading, requests: Sequence[Request], leads: Mapping[int, Lead]) -> Steps[None]:

@@ -79,8 +79,9 @@ class Cache:
     ) -> None:
         """Store JSON types under `key`; a load in flight for the key will not overwrite them.
 
-        Valid until an invalidation of the namespace or of a tag that comes after this call began. Raises EncodeError
-        for a value that would not come back as it was, UnavailableError when Redis does not take it.
+        Valid until the next invalidation of the namespace or of a tag; one that overlaps this call may count as before
+        it or after it. Raises EncodeError for a value that would not come back as it was, UnavailableError when Redis
+        does not take it.
         """
         reader = self.reader()
         await reader.drive(reader.commands.set_many({key: value}, namespace, ttl, tags))

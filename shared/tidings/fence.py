@@ -46,19 +46,19 @@ scan meets it (SCAN returns every key that exists from its beginning to its end)
 both cases the lineage is gone and the fill is refused. What begins to load after the call began is not the call's
 business.
 
-**Result tags** are known only after the load, so their tokens cannot have been read before it. Instead the server's
-time is: every token carries the server's time at which it was made, and
+**Result tags** are known only after the load, so their tokens cannot have been read before it. Instead the time of the
+invalidation log is: each entry of the log has a time behind that of the one before it, whatever the server's clock
+does, and every token carries the time that the log had when it was made. So
 
-    1. reader    opens: notes the server's time t and the last id of the invalidation log, then loads
-    2. writer    commits, invalidates the tag: its token is made anew at t' >= t
+    1. reader    opens: notes the log's time t and its last id, then loads
+    2. writer    commits, invalidates the tag: its token is made anew at a time behind t
     3. reader    fills, naming the tag
 
-In step 3 the server, in one script with storing the value, refuses it when the token was made at t or later. A token
-that is missing might have been invalidated and then evicted: the value is refused as well, unless the log's last id
-is still the one of step 1, which proves that nothing at all was invalidated since. The token is made for the next
-load.
+In step 3 the server, in one script with storing the value, refuses it when the token's time is behind t. A token that
+is missing might have been invalidated and then evicted: the value is refused as well, unless the log's last id is still
+the one of step 1, which proves that nothing at all was invalidated since. The token is made for the next load.
 
-    stored  =>  nothing logged since t, or each result tag's token is older than t
+    stored  =>  nothing logged since t, or no result tag's token has a time behind t
             =>  no invalidation of the tag between t (before the load) and now  =>  the header may name today's tokens
 
 **Sharing.** Somebody who starts after an acknowledgement must not be handed a load that began before it. Loads in

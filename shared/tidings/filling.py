@@ -42,9 +42,10 @@ class Lead:
     ticket: Ticket
     #: of the lease that the fill ends; empty: there is none
     owner: bytes = b""
-    #: the server's time and the log's last id before the load, where they were asked for
+    #: the server's time, and the log's last id and its time, before the load, where they were asked for
     seen_us: int = 0
     logged: str = ""
+    logged_at: int = 0
     #: position of the local tier
     noted: int | None = None
 
@@ -156,7 +157,7 @@ class Filling:
         packed = pack_entry(
             ticket.lineage, ticket.tokens, facts, sealed, seen_us=lead.seen_us, load_us=load_us, grace_ms=grace_ms
         )
-        results = Results(target.token_keys(tags), lead.seen_us, lead.logged)
+        results = Results(target.token_keys(tags), lead.logged, lead.logged_at)
         kept_ms = ttl_ms + grace_ms
         return Fill(target.keys, target.places, ticket.lineage, packed, kept_ms, self._token_ms, lead.owner, results)
 

@@ -56,7 +56,8 @@ class Memory:
         self._values: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._ids = count(1)
-        self._logged = "0-0"
+        # The last id of the invalidation log, which is kept nowhere, and its time: see `scripts`.
+        self._logged, self._logged_at = "0-0", 0
         self._next_sweep = _SWEEP_EVERY
         self.listeners: list[Listener] = []
         #: The last events published, newest last, as (stream, id, fields): nothing consumes them here.
@@ -154,7 +155,7 @@ class Memory:
         now_us = self._now_us()
         for token in tokens:
             if self._get(token) is None:
-                self._set(token, Token(unique(), now_us, NO_TOKEN, "first use").pack(), operation.token_ms)
+                self._set(token, Token(unique(), self._logged_at, NO_TOKEN, "first use").pack(), operation.token_ms)
         value = self._get(entry) or b""
         head = value[:LINEAGE_END]
         if judge(entry, head, ()).ticket is None:
@@ -165,7 +166,9 @@ class Memory:
             self._values[entry] = (head + value[LINEAGE_END:], self._values[entry][1])
         if judge(entry, head, ()).verdict is Verdict.VACANT:
             self._prolong((entry,), operation.vacancy_ms)
-        return Opened(head, [self._get(token) for token in tokens], now_us, logged=self._logged)
+        return Opened(
+            head, [self._get(token) for token in tokens], now_us, logged=self._logged, logged_at=self._logged_at
+        )
 
     def _fill(self, operation: Fill) -> bool:
         entry = operation.keys[0]
@@ -184,10 +187,10 @@ class Memory:
         for key in results.tokens:
             token = Token.unpack(self._get(key) or b"")
             if token is None:
-                token = Token(unique(), results.seen_us if quiet else self._now_us(), NO_TOKEN, "first use")
+                token = Token(unique(), self._logged_at, NO_TOKEN, "first use")
                 self._set(key, token.pack(), keep_ms)
                 refused = refused or not quiet
-            refused = refused or (not quiet and token.made_us >= results.seen_us)
+            refused = refused or token.made_us > results.logged_at
             found.append(token.value)
         return None if refused else found
 
@@ -199,17 +202,17 @@ class Memory:
                 self._values[key] = (value, max(expires, keep))
 
     def _invalidate(self, operation: Invalidate) -> int:
-        now_us = self._now_us()
+        stamp = max(self._now_us(), self._logged_at + 1)
         named = zip(operation.token_keys, operation.uniques, operation.causes.values(), strict=True)
         for key, fresh, cause in named:
             before = (self._get(key) or NO_TOKEN)[:UNIQUE_LENGTH]
-            self._set(key, Token(fresh, now_us, before, cause).pack(), operation.token_ms)
+            self._set(key, Token(fresh, stamp, before, cause).pack(), operation.token_ms)
         live = 0
         for key, vacancy in operation.entries.items():
             live += (self._get(key) or b"").startswith(ENTRY_KINDS)
             self._set(key, vacancy, operation.vacancy_ms)
         if operation.what:
-            self._logged = self._next_id()
+            self._logged, self._logged_at = self._next_id(), stamp
             for listener in self.listeners:
                 listener(operation.causes, operation.entries, operation.patterns)
         return live

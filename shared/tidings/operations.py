@@ -102,6 +102,7 @@ class Opened:
     left_ms: int = 0
     position: str = "0-0"
     logged: str = ""
+    logged_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +143,19 @@ class Open:
 
     def parse(self, replies: Sequence[Any]) -> Opened:
         """Return what there is now."""
-        head, tokens, now, leads, left_ms, position, logged = replies[0]
-        return Opened(head, tokens, int(now), bool(leads), max(0, left_ms), position.decode(), logged.decode())
+        head, tokens, now, leads, left_ms, position, logged, at = replies[0]
+        left_ms = max(0, left_ms)
+        return Opened(head, tokens, int(now), bool(leads), left_ms, position.decode(), logged.decode(), int(at))
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Tags that the load has found, to be held against the server's time and log of before the load."""
+    """Tags that the load has found, to be held against the invalidation log as it was before the load."""
 
     tokens: tuple[str, ...] = ()
-    seen_us: int = 0
+    #: the last id of the log, and its time
     logged: str = ""
+    logged_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,7 @@ class Fill:
         packed, results = self.packed, self.results
         keys = (*self.keys, *results.tokens, self.places.lease, self.places.wakes, self.places.log)
         times = (self.ttl_ms, self.keep_ms)
-        counts = (len(packed.tokens), len(results.tokens), results.seen_us, results.logged)
+        counts = (len(packed.tokens), len(results.tokens), results.logged_at, results.logged)
         fresh = [unique() for _ in results.tokens]
         arguments: Command = (
             self.lineage,

@@ -177,8 +177,8 @@ class Reader:
                 return await self.flights.join(identity, lambda: self.drive(make()), timeout)
             case Follow(following):
                 return None if self.flights.ending else self.flights.follow(self.drive(following))
-            case Outcome(handle):
-                return await asyncio.shield(handle)
+            case Outcome(handle):  # none where the loop ended with the load
+                return Stored.UNAVAILABLE if handle is None else await asyncio.shield(handle)
             case Behind(key, make):
                 return self._start_behind(key, make)
             case Wait():

@@ -200,22 +200,27 @@ class Reading:
             looked, waits = None, waits + 1
 
     def _see(self, request: Request, looked: Looked | None, noted: int | None) -> Steps[Seen]:
-        wanted = request.target
-        tags: tuple[str, ...] = ()
+        wanted, look = request.target, request.target.look  # another reader may learn other tags meanwhile
         if looked is None:
             noted = self.note(wanted)
-            tags = wanted.result_tags  # another reader of this target may learn others meanwhile
-            looked = yield from _ask(wanted, Ask(wanted.look, wanted.bulk))
+            looked = yield from _ask(wanted, Ask(look, wanted.bulk))
         if request.result_tags is not None:
-            looked, tags = yield from self._with_result_tags(wanted, looked, tags)
-        seen = replace(self.judge(request, looked, noted), tags=tags)
-        if seen.fresh and noted is not None and looked.left_ms is not None and seen.sighting.born is not None:
-            left_ms = min(looked.left_ms - seen.sighting.born.grace_ms, wanted.call.policy.local_ttl_ms)
-            # Under the tags that the entry itself names: what the target knows may be of another thread's load.
-            if (facts := facts_of(looked.entry)) is not None:
-                own = facts.tags[len(wanted.tags) :]
-                self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=own)
+            looked = yield from self._with_result_tags(wanted, look, looked)
+        seen = self.judge(request, looked, noted)
+        if seen.fresh and noted is not None:
+            self._keep(wanted, seen, noted)
         return seen
+
+    def _keep(self, wanted: Target, seen: Seen, noted: int) -> None:
+        """Put what was found in Redis into the local tier, for as long as Redis keeps it at most.
+
+        Under the tags that the entry itself names: what the target knows may be of another thread's load.
+        """
+        looked, born, facts = seen.looked, seen.sighting.born, facts_of(seen.looked.entry)
+        if looked.left_ms is not None and born is not None and facts is not None:
+            left_ms = min(looked.left_ms - born.grace_ms, wanted.call.policy.local_ttl_ms)
+            own = facts.tags[len(wanted.tags) :]
+            self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=own)
 
     def judge(self, request: Request, looked: Looked, noted: int | None = None) -> Seen:
         """Decide what a look means; see `fence.judge`. Never raises: what does not decode is no value."""
@@ -231,26 +236,21 @@ class Reading:
         if sighting.payload is not None and useful:
             value, payload = self.decoded(request, sighting.payload)
             wanted.bulk = len(sighting.payload) >= self._bulk_bytes
-        return Seen(sighting, looked, noted, value, payload)
+        return Seen(sighting, looked, noted, value, payload, self._clock())
 
-    def _with_result_tags(
-        self, wanted: Target, looked: Looked, tags: tuple[str, ...]
-    ) -> Steps[tuple[Looked, tuple[str, ...]]]:
-        """Look again when the entry has other tags than it had last time; a third time is left to chance: a miss.
-
-        Gives what was read, and the tags whose tokens are in it.
-        """
+    def _with_result_tags(self, wanted: Target, look: Look, looked: Looked) -> Steps[Looked]:
+        """Look again when the entry has other tags than it had last time; a third time is left to chance: a miss."""
         for _ in range(2):
             current = tuple((token or b"")[:UNIQUE_LENGTH] for token in looked.tokens)
             if looked.entry is None or header_tokens(looked.entry) == current:
                 break
             facts = facts_of(looked.entry)
-            found = wanted.know(() if facts is None else facts.tags)
-            if found == tags:
+            wanted.know(() if facts is None else facts.tags)
+            if wanted.look is look:
                 break
-            tags = found
-            looked = yield from _ask(wanted, Ask(wanted.look, wanted.bulk))
-        return looked, tags
+            look = wanted.look
+            looked = yield from _ask(wanted, Ask(look, wanted.bulk))
+        return looked
 
     def _lead(self, request: Request, seen: Seen, *, waits: int) -> Steps[Lead | None]:
         """Return what to load under, or None after a wait for somebody else's load: then look again."""
@@ -312,14 +312,16 @@ class Reading:
         if ticket is None:
             wanted.counts.errors += 1
             raise AwayError
-        logged = opened.logged if results else ""
-        return owner, opened, Lead(ticket, owner if opened.leads else b"", opened.now_us, logged, noted)
+        lead = Lead(ticket, owner if opened.leads else b"", opened.now_us, noted=noted)
+        if results:
+            lead = replace(lead, logged=opened.logged, logged_at=opened.logged_at)
+        return owner, opened, lead
 
     # Loading
 
     def _load(self, request: Request, seen: Seen, lead: Lead) -> Steps[Any]:
         """Join or start the load; where it fails or is late, serve what the policy permits in its place."""
-        policy, since = request.target.call.policy, self._clock()
+        policy = request.target.call.policy
         timeout = policy.timeout if seen.covers(policy, 0) else None
         try:
             flown, first = yield self._fly(request, lead, timeout)
@@ -328,7 +330,7 @@ class Reading:
         except Exception as error:
             if lead.owner:  # ours if we have joined another's load; the load itself has given up its own
                 yield Follow(self.filling.release(request.target, lead.owner))
-            if seen.covers(policy, (self._clock() - since) * 1000):
+            if seen.covers(policy, (self._clock() - seen.at) * 1000):
                 return self._covered(request, seen, error)
             if not isinstance(error, LoadTimeoutError):
                 raise

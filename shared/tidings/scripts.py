@@ -33,6 +33,20 @@ def _lua(value: bytes) -> str:
 
 _NOW = "local t = redis.call('TIME') local now = t[1] .. string.format('%06d', t[2])"
 
+# The invalidation log is the clock that invalidations are ordered by, since the server's may be set back: each of its
+# entries has a time behind that of the one before it. Gives the last entry's id and time; '' and 0 without one.
+_LAST = """
+local function last_of(log)
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  if not last then return '', 0 end
+  for i = 1, #last[2], 2 do
+    if last[2][i] == 'at' then return last[1], tonumber(last[2][i + 1]) or 0 end
+  end
+  return last[1], tonumber(string.match(last[1], '^%d+')) * 1000 + 999
+end
+local function digits(at) return string.format('%016.0f', at) end
+"""
+
 # What waits for a load elsewhere is told when the lease ends, however it ends; if nobody waited, nothing is written.
 _END_LEASE = f"""
 local function end_lease(lease, done, owner, key)
@@ -52,10 +66,13 @@ end
 #
 # A value without a lineage is absent, foreign or of another format version: it is replaced. The tokens are read after
 # all that is missing was made, by us or by somebody faster. A new lineage is written into the value, which stays as it
-# is. The lease names what it was taken under: under newer tokens, or in a newer lineage, it is nobody's. Who waits for
-# it then waits for the load that has overtaken it.
+# is. The lease names what it was taken under: under newer tokens, in a newer lineage, or with result tags behind a
+# longer log, it is nobody's. Who waits for it then waits for the load that has overtaken it.
 OPEN = Script.of(f"""
 {_NOW}
+{_LAST}
+local log = KEYS[#KEYS]
+local logged, at
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
 local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
 if kind == {_lua(ENTRY)} or kind == {_lua(KEPT)} or kind == {_lua(VACANT)} then
@@ -71,14 +88,23 @@ end
 local tokens = {{}}
 local under = string.sub(head, {LINEAGE_START + 1})
 for i = 2, #KEYS - 3 do
-  local fresh = ARGV[i + 6] .. ' ' .. now .. ' {NO_TOKEN.decode()} first use'
-  local made = redis.call('SET', KEYS[i], fresh, 'NX', 'PX', ARGV[3])
-  if not made and redis.call('TYPE', KEYS[i]).ok ~= 'string' then
-    redis.call('SET', KEYS[i], fresh, 'PX', ARGV[3])
+  local token = redis.pcall('GET', KEYS[i])
+  if type(token) ~= 'string' then
+    if not at then logged, at = last_of(log) end
+    token = ARGV[i + 6] .. ' ' .. digits(at) .. ' {NO_TOKEN.decode()} first use'
+    redis.call('SET', KEYS[i], token, 'PX', ARGV[3])
+    token = redis.call('GET', KEYS[i])
   end
-  local token = redis.call('GET', KEYS[i])
   tokens[i - 1] = token
   under = under .. string.sub(token or '', 1, {UNIQUE_LENGTH})
+end
+if ARGV[7] == '1' then
+  logged, at = last_of(log)
+  if logged == '' then
+    at = tonumber(now)
+    logged = redis.call('XADD', log, '*', 'prev', '0-0', 'what', '{{"tokens":{{}},"entries":[]}}', 'at', now)
+  end
+  under = under .. logged
 end
 local leads, left, position = 1, 0, '0-0'
 if ARGV[5] ~= '' then
@@ -96,22 +122,18 @@ if ARGV[5] ~= '' then
     redis.call('SET', lease, ARGV[5] .. under .. waited, 'PX', ARGV[6])
   end
 end
-local logged = ''
-if ARGV[7] == '1' then
-  local last = redis.call('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', 1)
-  local empty = '{{"tokens":{{}},"entries":[]}}'
-  logged = last[1] and last[1][1] or redis.call('XADD', KEYS[#KEYS], '*', 'prev', '0-0', 'what', empty)
-end
-return {{head, tokens, now, leads, left, position, logged}}
+local asked = ARGV[7] == '1'
+return {{head, tokens, now, leads, left, position, asked and logged or '', asked and digits(at) or '0'}}
 """)
 
 # Keys: entry, tokens, result tags' tokens, lease, wakes, log.
-# Arguments: lineage, head, rest, ttl ms, keep ms, number of tokens, of result tags, seen µs, last id of the log, owner
+# Arguments: lineage, head, rest, ttl ms, keep ms, number of tokens, of result tags, the log's time and last id, owner
 # of the lease or '', and the tokens' values, then a fresh value for each result tag.
 #
 # A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
 FILL = Script.of(f"""
 {_NOW}
+{_LAST}
 {_END_LEASE}
 local tokens, results = tonumber(ARGV[6]), tonumber(ARGV[7])
 if ARGV[10] ~= '' then end_lease(KEYS[#KEYS - 2], KEYS[#KEYS - 1], ARGV[10], KEYS[1]) end
@@ -119,17 +141,18 @@ if redis.pcall('GETRANGE', KEYS[1], {LINEAGE_START}, {LINEAGE_END - 1}) ~= ARGV[
 local header = {{}}
 for i = 1, tokens do header[i] = ARGV[10 + i] end
 if results > 0 then
-  local last = redis.call('XREVRANGE', KEYS[#KEYS], '+', '-', 'COUNT', 1)
-  local quiet, refused = last[1] and last[1][1] == ARGV[9], false
+  local logged, at = last_of(KEYS[#KEYS])
+  local seen = tonumber(ARGV[8])
+  local quiet, refused = logged ~= '' and logged == ARGV[9], at < seen
   for i = 1, results do
     local key = KEYS[1 + tokens + i]
     local token = redis.pcall('GET', key)
     local made = type(token) == 'string' and tonumber(string.sub(token, {UNIQUE_LENGTH + 2}, {UNIQUE_LENGTH + 17}))
     if not made then
-      token = ARGV[10 + tokens + i] .. ' ' .. (quiet and ARGV[8] or now) .. ' {NO_TOKEN.decode()} first use'
+      token = ARGV[10 + tokens + i] .. ' ' .. digits(at) .. ' {NO_TOKEN.decode()} first use'
       redis.call('SET', key, token, 'PX', ARGV[5])
       refused = refused or not quiet
-    elseif not quiet and made >= tonumber(ARGV[8]) then
+    elseif made > seen then
       refused = true
     end
     header[tokens + i] = string.sub(token, 1, {UNIQUE_LENGTH})
@@ -149,12 +172,15 @@ RELEASE = Script.of(f"{_END_LEASE} end_lease(KEYS[1], KEYS[2], ARGV[1], ARGV[2])
 # hears of the invalidation finds it done.
 INVALIDATE = Script.of(f"""
 {_NOW}
+{_LAST}
 local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
 local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
+local logged, at = last_of(log)
+local stamp = digits(math.max(tonumber(now), at + 1))
 for i = 1, tokens do
   local before = redis.pcall('GETRANGE', KEYS[i], 0, {UNIQUE_LENGTH - 1})
   if type(before) ~= 'string' or #before ~= {UNIQUE_LENGTH} then before = '{NO_TOKEN.decode()}' end
-  local token = ARGV[value] .. ' ' .. now .. ' ' .. before .. ' ' .. ARGV[value + 1]
+  local token = ARGV[value] .. ' ' .. stamp .. ' ' .. before .. ' ' .. ARGV[value + 1]
   redis.call('SET', KEYS[i], token, 'PX', ARGV[3])
   value = value + 2
 end
@@ -165,9 +191,8 @@ for i = tokens + 1, tokens + entries do
   value = value + 1
 end
 if ARGV[6] ~= '' then
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  local previous = last[1] and last[1][1] or '0-0'
-  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6], 'at', now)
+  local previous = logged == '' and '0-0' or logged
+  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6], 'at', stamp)
 end
 if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
 return live

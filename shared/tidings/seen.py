@@ -31,8 +31,8 @@ class Seen:
     noted: int | None
     value: Any
     payload: bytes
-    #: tags that the value has beyond those of its arguments
-    tags: tuple[str, ...] = ()
+    #: when it was looked at, in seconds of this process's clock
+    at: float
 
     @property
     def fresh(self) -> bool:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from tidings.errors import ArgumentError, ConfigurationError
-from tidings.keys import Keyspace, Signature, canonical_json, check_namespace
+from tidings.keys import Keyspace, canonical_json, check_namespace
+from tidings.signature import Signature
 
 
 async def search(text: str, /, page: int = 1, *words: str, exact: bool = False, **filters: str) -> list[str]: ...

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from tidings import bulk, fence, filling, memory, operations, reading
+from tidings.entries import Look, Looked, Open, Put
 from tidings.errors import InvalidationError, UnavailableError
 from tidings.filling import Filling, Lead
 from tidings.invalidation import by_pattern, invalidation
@@ -34,7 +35,7 @@ from tidings.layout import LINEAGE_END, LINEAGE_START, VACANT, header_tokens
 from tidings.local import LocalTier
 from tidings.memory import Memory
 from tidings.naming import untyped
-from tidings.operations import Batch, Drop, Invalidate, Look, Looked, Open, Put
+from tidings.operations import Batch, Drop, Invalidate
 from tidings.policy import Policy
 from tidings.reading import Reading
 from tidings.scripts import Script

@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 from tidings import Cache, Settings
+from tidings.entries import Look
 from tidings.errors import ConfigurationError, EncodeError
 from tidings.layout import ENTRY_KINDS, STAMP_LENGTH, TOKENS_START, UNIQUE_LENGTH, header_tokens
-from tidings.operations import Look
 from tidings.settings import GivenSettings
 from tidings.shared import Shared
 from tidings.testing import FrozenClock, RecordingCache

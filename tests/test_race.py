@@ -16,8 +16,8 @@ from dataclasses import replace
 import pytest
 import redis
 from tidings import Cache
+from tidings.entries import Put
 from tidings.naming import named, untyped
-from tidings.operations import Put
 from tidings.targets import Request, Target
 
 

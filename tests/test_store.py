@@ -6,26 +6,12 @@ import fakeredis
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tidings import Cache
+from tidings.entries import Fill, Lease, Look, Open, Places, Put, Release, Results
 from tidings.errors import UnavailableError
 from tidings.fence import Verdict, judge
 from tidings.layout import Facts, Token, pack_entry, pack_vacancy, unique
 from tidings.memory import Memory, MemoryStore, SyncMemoryStore
-from tidings.operations import (
-    Append,
-    Batch,
-    Drop,
-    Fill,
-    Invalidate,
-    Lease,
-    Look,
-    Open,
-    Ping,
-    Places,
-    Put,
-    Release,
-    Results,
-    Scan,
-)
+from tidings.operations import Append, Batch, Drop, Invalidate, Ping, Scan
 from tidings.store import RedisStore, SyncRedisStore
 
 TOKENS = ("token:all", "token:tag:a")

@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .entries import Look, Looked, Opened
 from .errors import UnavailableError
 from .fence import judge
 from .filling import Lead
 from .layout import LINEAGE_START, VACANT, facts_of, unique
-from .operations import Batch, Look, Looked, Opened
+from .operations import Batch
 from .reading import MOST_WAITS, Reading
 from .seen import NOTHING, AwayError
 from .steps import Ask, Fly, Follow, Steps, Wait

@@ -13,9 +13,10 @@ from .functions import (
     CachedFunction,
     CachedSyncFunction,
 )
-from .keys import Signature, check_namespace, qualified
+from .keys import check_namespace, qualified
 from .layout import MAX_TAGS
 from .policy import Seconds, TtlWord, policy
+from .signature import Signature
 from .templates import Template, parse
 
 P = ParamSpec("P")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, get_ty
 
 from .codec import UNTYPED, Codec
 from .errors import ArgumentError, ConfigurationError
-from .keys import Signature, memorable, qualified
+from .keys import qualified
 from .policy import Policy
+from .signature import Signature, memorable
 from .targets import Call, Request, Target
 from .templates import Template
 

@@ -6,12 +6,13 @@ from enum import Enum
 from random import random
 from typing import Any
 
+from .entries import Fill, Lease, Look, Looked, Open, Opened, Put, Release, Results
 from .errors import ConfigurationError, UnavailableError
 from .fence import Ticket, judge
 from .keys import tag_token
 from .layout import MAX_TAGS, Facts, pack_entry, pack_vacancy, unique
 from .local import LocalTier
-from .operations import Batch, Fill, Lease, Look, Looked, Open, Opened, Put, Release, Results
+from .operations import Batch
 from .policy import lifetime_ms
 from .sealing import Sealer
 from .settings import Settings

@@ -12,9 +12,9 @@ from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from .described import Described, Options
+from .entries import Looked
 from .errors import UnavailableError
-from .keys import Signature
-from .operations import Looked
+from .signature import Signature
 
 if TYPE_CHECKING:
     from .cache import Cache

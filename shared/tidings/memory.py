@@ -13,27 +13,12 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any, TypeVar, cast
 
+from .entries import Fill, Look, Looked, Open, Opened, Put, Release, Results
 from .fence import Verdict, judge
 from .globs import glob_to_regex
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
 from .local import in_child
-from .operations import (
-    Append,
-    Batch,
-    Drop,
-    Fill,
-    Invalidate,
-    Look,
-    Looked,
-    Open,
-    Opened,
-    Operation,
-    Ping,
-    Put,
-    Release,
-    Results,
-    Scan,
-)
+from .operations import Append, Batch, Drop, Invalidate, Operation, Ping, Scan
 
 T = TypeVar("T")
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
 from .commands import Commands
+from .entries import Look, Looked, Open, Release
 from .errors import UnavailableError
 from .filling import Filling, Stored
-from .operations import Look, Looked, Open, Operation, Release
+from .operations import Operation
 from .reading import Reading
 from .seen import AwayError
 from .shared import Shared

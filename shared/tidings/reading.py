@@ -19,11 +19,11 @@ from random import random
 from typing import Any, cast
 
 from .codec import Codec
+from .entries import Look, Looked, Opened
 from .errors import DecodeError, EncodeError, UnavailableError
 from .fence import Ticket, Verdict, hit, judge, uniques
 from .filling import Filling, Flown, Lead, Stored
 from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens, unique
-from .operations import Look, Looked, Opened
 from .policy import refresh_early
 from .sealing import SEALED, Sealer
 from .seen import NOTHING, AwayError, Found, Seen

@@ -28,7 +28,8 @@ from .cached import Decorator, ReadOptions, Tags, check_tags, decorate
 from .described import Described
 from .errors import ArgumentError, ConfigurationError
 from .functions import BoundCachedFunction, BoundCachedSyncFunction, CachedFunction, CachedSyncFunction
-from .keys import Signature, check_namespace, qualified
+from .keys import check_namespace, qualified
+from .signature import Signature
 from .templates import Template, parse
 from .writes import VARIADIC, Write, warmed
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .entries import Looked
 from .fence import Sighting, Verdict
-from .operations import Looked
 from .policy import Policy, expired_may_be_served, invalidated_may_be_served, may_cover_error, stale_age_ms
 
 #: Where a value could be, and None is one.

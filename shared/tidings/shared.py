@@ -4,11 +4,12 @@ from math import inf
 from typing import Any
 
 from .breaker import Breaker, is_answer
+from .entries import Look
 from .errors import UnavailableError
 from .keys import Keyspace
 from .local import LocalTier, clock
 from .memory import Memory
-from .operations import Invalidate, Look, Operation, Ping
+from .operations import Invalidate, Operation, Ping
 from .sealing import Sealer
 from .servers import sync_servers
 from .settings import Settings, redact

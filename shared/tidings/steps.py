@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .entries import Open
 from .fence import Ticket
-from .operations import Open, Operation
+from .operations import Operation
 
 T = TypeVar("T")
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
 from .commands import Commands
+from .entries import Looked
 from .errors import UnavailableError
 from .filling import Filling, Stored
-from .operations import Looked, Operation
+from .operations import Operation
 from .reading import Reading
 from .seen import AwayError
 from .shared import Shared

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .entries import Look, Places
 from .errors import ConfigurationError
 from .keys import ALL, Keyspace, namespace_token, tag_token
 from .layout import MAX_TAGS
 from .local import Slot
-from .operations import Look, Places
 from .policy import Policy
 from .telemetry import Counts
 

@@ -15,7 +15,7 @@ from .described import Described
 from .errors import ConfigurationError, InvalidationError, WriteNotInvalidatedError
 from .functions import CachedFunction, CachedSyncFunction
 from .invalidation import direct
-from .keys import Signature
+from .signature import Signature
 from .targets import Request
 from .telemetry import log
 from .templates import Template

@@ -9,8 +9,8 @@ from datetime import date
 from itertools import cycle
 
 from tidings import Cache
+from tidings.entries import Look
 from tidings.layout import born_of, facts_of
-from tidings.operations import Look
 
 from .result import CheckFailed, Round
 from .service import Answer, get_function_tree, loads, read_tree

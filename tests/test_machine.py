@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from tidings import bulk, fence, filling, memory, operations, reading
+from tidings import bulk, fence, filling, looking, memory, operations, reading
 from tidings.entries import Look, Looked, Open, Put
 from tidings.errors import InvalidationError, UnavailableError
 from tidings.filling import Filling, Lead
@@ -700,13 +700,13 @@ class Machine(RuleBasedStateMachine):
         self.modes = modes
         self.server = server
         self.world: Any = None
-        self._time = reading.time
+        self._time = looking.time
 
     @initialize(mode=st.integers(0, 50), threads=st.tuples(st.booleans(), st.booleans()))
     def begin(self, mode, threads):
         names = list(self.modes)
         self.world = world = World(self.modes[names[mode % len(names)]], threads, self.server)
-        reading.time = SimpleNamespace(time=lambda: world.now)
+        looking.time = SimpleNamespace(time=lambda: world.now)
 
     @rule(process=PROCESS, item=ITEM, steps=STEPS)
     def read(self, process, item, steps):
@@ -808,7 +808,7 @@ class Machine(RuleBasedStateMachine):
             if self.world is not None:
                 self._settle()
         finally:
-            reading.time = self._time
+            looking.time = self._time
 
     def _settle(self) -> None:
         world = self.world
@@ -886,7 +886,7 @@ def tokens_not_compared(patch):
     def blind_judge(key, entry, tokens, left_ms=None):
         return judge(key, entry, own(entry, tokens), left_ms)
 
-    for module in (reading, filling, bulk, memory):
+    for module in (looking, reading, filling, bulk, memory):
         patch.setattr(module, "judge", blind_judge)
     hits_compare_no_tokens(patch)
 
@@ -894,7 +894,7 @@ def tokens_not_compared(patch):
 def hits_compare_no_tokens(patch):
     """Only the short way to a hit is blind."""
     hit = fence.hit
-    patch.setattr(reading, "hit", lambda entry, _: hit(entry, b"".join(header_tokens(entry or b""))))
+    patch.setattr(looking, "hit", lambda entry, _: hit(entry, b"".join(header_tokens(entry or b""))))
 
 
 def lineage_not_compared(patch):

@@ -12,25 +12,25 @@
 """
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import partial
 from random import random
-from typing import Any, cast
+from typing import Any
 
-from .codec import Codec
 from .entries import Look, Looked, Opened
-from .errors import DecodeError, EncodeError, UnavailableError
-from .fence import Ticket, Verdict, hit, judge, uniques
+from .errors import DecodeError, EncodeError
+from .fence import Ticket, judge
 from .filling import Filling, Flown, Lead, Stored
-from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens, unique
+from .layout import LINEAGE_START, VACANT, unique
+from .looking import Looking, ask
 from .policy import refresh_early
-from .sealing import SEALED, Sealer
-from .seen import NOTHING, AwayError, Found, Seen
+from .sealing import Sealer
+from .seen import AwayError, Found, Seen
 from .settings import Settings
 from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Steps, Wait
 from .targets import Request, Target
-from .telemetry import AGE_SAMPLE, log
+from .telemetry import log
 
 #: A load that took less than this last time is not worth the round trip of asking who else loads.
 LEASE_WORTH_US = 2000
@@ -39,8 +39,8 @@ LEASE_WORTH_US = 2000
 MOST_WAITS = 3
 
 
-class Reading:
-    """Decisions of one driver; `flights` says which loads it has under way, `note` where the local tier is."""
+class Reading(Looking):
+    """Decisions of one driver; `flights` says which loads it has under way, `chance` gives numbers from 0 to 1."""
 
     def __init__(
         self,
@@ -50,42 +50,12 @@ class Reading:
         sealer: Sealer,
         note: Callable[[], int | None],
         flights: Container[Any],
-        clock: Callable[[], float],
         chance: Callable[[], float] = random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.filling = filling
-        self._sealer = sealer
-        self._note = note
+        super().__init__(settings, filling, sealer=sealer, note=note, clock=clock)
         self._flights = flights
-        self._clock = clock
         self._chance = chance
-        self._bulk_bytes = settings.bulk_bytes
-        self._until_sample = AGE_SAMPLE
-
-    def hit(self, wanted: Target, codec: Codec[Any], values: Sequence[bytes | None]) -> Any:
-        """Return the value of a plain target whose entry and tokens were read, or a Looked, for `read` to go on with.
-
-        The shortest way to a hit there is: everything that is not one is left to `read`.
-        """
-        entry, tokens = values[0], values[1:]
-        known = wanted.tokens  # as a whole: another thread may bring older ones meanwhile
-        if tokens != known[0]:
-            known = wanted.tokens = (tokens, uniques(tokens))
-        if start := hit(entry, known[1]):
-            entry = cast("bytes", entry)
-            try:
-                value = codec.decode(entry, start)
-            except DecodeError:  # or sealed: `read` unseals
-                return Looked(entry, list(tokens))
-            counts = wanted.counts
-            counts.hits += 1
-            size = len(entry) - start  # not in the line that counts: see `Counts`
-            counts.bytes_read += size
-            self._until_sample -= 1
-            if self._until_sample <= 0:
-                self.sample_age(wanted, entry)
-            return value
-        return Looked(entry, list(tokens))
 
     def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Any]:
         """Return a value that no acknowledged invalidation has made wrong, unless the policy permits a stale one.
@@ -121,58 +91,6 @@ class Reading:
         """
         return (yield from self._renew(request)).value
 
-    def peek(self, request: Request, default: Any) -> Steps[Any]:
-        """Return the entry's value, or `default` where there is none. Its own facts name its tags. Raises AwayError."""
-        wanted = request.target
-        looked: Looked = yield from _ask(wanted, Ask(Look(wanted.keys)))
-        facts = facts_of(looked.entry)
-        if facts is not None and facts.tags:
-            wanted.know(facts.tags)
-            looked = yield from _ask(wanted, Ask(wanted.look))
-        seen = self.judge(request, looked)
-        self.count(request, seen)
-        return seen.value if seen.fresh else default
-
-    def is_fresh(self, request: Request) -> Steps[bool]:
-        """Say whether a read would be served from the cache now. Raises AwayError."""
-        return (yield from self._see(request, None, None)).fresh
-
-    def count(self, request: Request, seen: Seen) -> None:
-        """Count what a look has found."""
-        counts, sighting = request.target.counts, seen.sighting
-        if seen.fresh:
-            counts.hits += 1
-            size = len(sighting.payload or b"")  # not in the line that counts: see `Counts`
-            counts.bytes_read += size
-            self._until_sample -= 1
-            if self._until_sample <= 0:
-                self.sample_age(request.target, seen.looked.entry or b"")
-        elif sighting.verdict is Verdict.INVALIDATED:
-            counts.invalidated += 1
-        else:
-            counts.misses += 1
-
-    def sample_age(self, wanted: Target, entry: bytes) -> None:
-        """Note the age of a hit; of how many, `_until_sample` counts."""
-        self._until_sample = AGE_SAMPLE
-        if (born := born_of(entry)) is not None:
-            wanted.counts.age_s.add(round(time.time() - born.filled_us / 1e6))
-
-    def note(self, wanted: Target) -> int | None:
-        """Note the position of the local tier, before anything is read or loaded."""
-        return self._note() if wanted.call.policy.local_ttl_ms else None
-
-    def decoded(self, request: Request, stored: bytes) -> tuple[Any, bytes]:
-        """Return the value and the codec's bytes of what is stored, or (NOTHING, b"") for what does not decode."""
-        wanted = request.target
-        try:
-            if stored[:1] in SEALED or self._sealer.encrypts(wanted.call.namespace):
-                stored = self._sealer.unseal(stored, wanted.call.namespace, wanted.key)
-            return request.codec.decode(stored), stored
-        except DecodeError:
-            wanted.counts.undecodable += 1
-            return NOTHING, b""
-
     # Finding a value, or the right to load it
 
     def _find(
@@ -184,7 +102,7 @@ class Reading:
         """
         waits = 0
         while True:
-            seen = yield from self._see(request, looked, noted)
+            seen = yield from self.see(request, looked, noted)
             if waits == 0:
                 self.count(request, seen)
             if seen.fresh:
@@ -198,59 +116,6 @@ class Reading:
             if lead is not None:
                 return seen, lead
             looked, waits = None, waits + 1
-
-    def _see(self, request: Request, looked: Looked | None, noted: int | None) -> Steps[Seen]:
-        wanted, look = request.target, request.target.look  # another reader may learn other tags meanwhile
-        if looked is None:
-            noted = self.note(wanted)
-            looked = yield from _ask(wanted, Ask(look, wanted.bulk))
-        if request.result_tags is not None:
-            looked = yield from self._with_result_tags(wanted, look, looked)
-        seen = self.judge(request, looked, noted)
-        if seen.fresh and noted is not None:
-            self._keep(wanted, seen, noted)
-        return seen
-
-    def _keep(self, wanted: Target, seen: Seen, noted: int) -> None:
-        """Put what was found in Redis into the local tier, for as long as Redis keeps it at most.
-
-        Under the tags that the entry itself names: what the target knows may be of another thread's load.
-        """
-        looked, born, facts = seen.looked, seen.sighting.born, facts_of(seen.looked.entry)
-        if looked.left_ms is not None and born is not None and facts is not None:
-            left_ms = min(looked.left_ms - born.grace_ms, wanted.call.policy.local_ttl_ms)
-            own = facts.tags[len(wanted.tags) :]
-            self.filling.keep(wanted, noted, seen.value, seen.payload, ttl_ms=left_ms, tags=own)
-
-    def judge(self, request: Request, looked: Looked, noted: int | None = None) -> Seen:
-        """Decide what a look means; see `fence.judge`. Never raises: what does not decode is no value."""
-        wanted = request.target
-        sighting = judge(wanted.key, looked.entry, looked.tokens, looked.left_ms)
-        if len(looked.tokens) != len(wanted.names):
-            # A fill learns the tokens of result tags when it comes: a load goes by the others alone.
-            own = judge(wanted.key, looked.entry, looked.tokens[: len(wanted.names)])
-            sighting = replace(sighting, ticket=own.ticket, missing=own.missing)
-        policy = wanted.call.policy
-        useful = sighting.verdict is Verdict.FRESH or policy.max_staleness_ms or policy.grace_ms
-        value, payload = NOTHING, b""
-        if sighting.payload is not None and useful:
-            value, payload = self.decoded(request, sighting.payload)
-            wanted.bulk = len(sighting.payload) >= self._bulk_bytes
-        return Seen(sighting, looked, noted, value, payload, self._clock())
-
-    def _with_result_tags(self, wanted: Target, look: Look, looked: Looked) -> Steps[Looked]:
-        """Look again when the entry has other tags than it had last time; a third time is left to chance: a miss."""
-        for _ in range(2):
-            current = tuple((token or b"")[:UNIQUE_LENGTH] for token in looked.tokens)
-            if looked.entry is None or header_tokens(looked.entry) == current:
-                break
-            facts = facts_of(looked.entry)
-            wanted.know(() if facts is None else facts.tags)
-            if wanted.look is look:
-                break
-            look = wanted.look
-            looked = yield from _ask(wanted, Ask(look, wanted.bulk))
-        return looked
 
     def _lead(self, request: Request, seen: Seen, *, waits: int) -> Steps[Lead | None]:
         """Return what to load under, or None after a wait for somebody else's load: then look again."""
@@ -286,7 +151,7 @@ class Reading:
         """
         if entry is None or entry[:LINEAGE_START] == VACANT:
             return False
-        now: Looked = yield from _ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
+        now: Looked = yield from ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
         if now.entry == entry:
             return False
         yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
@@ -307,7 +172,7 @@ class Reading:
         wanted = request.target
         results = request.result_tags is not None
         opening = self.filling.opening(wanted, renew=renew, leased=True, log=results)
-        owner, opened = yield from _ask(wanted, Admit(opening))
+        owner, opened = yield from ask(wanted, Admit(opening))
         ticket = judge(wanted.key, opened.head, opened.tokens).ticket
         if ticket is None:
             wanted.counts.errors += 1
@@ -393,11 +258,3 @@ class Reading:
 def _waited(wait: Wait | None) -> Steps[bool]:
     """Wait; without `wait` it is over by now. Gives whether Redis is there to be asked again."""
     return True if wait is None else (yield wait)
-
-
-def _ask(wanted: Target, step: Ask | Admit) -> Steps[Any]:
-    try:
-        return (yield step)
-    except UnavailableError as error:
-        wanted.counts.errors += 1
-        raise AwayError from error

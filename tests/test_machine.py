@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from tidings import bulk, fence, filling, looking, memory, operations, reading
+from tidings import bulk, entries, fence, filling, looking, memory, reading
 from tidings.entries import Look, Looked, Open, Put
 from tidings.errors import InvalidationError, UnavailableError
 from tidings.filling import Filling, Lead
@@ -913,7 +913,7 @@ def result_tags_not_stamped(patch):
     results = Memory._results
 
     def blind(self, named, keep_ms):
-        return results(self, replace(named, logged=self._logged), keep_ms)
+        return results(self, replace(named, logged=self._logged, logged_at=self._logged_at), keep_ms)
 
     patch.setattr(Memory, "_results", blind)
 
@@ -1012,9 +1012,9 @@ def test_the_machine_finds_a_fence_in_which(break_it, monkeypatch):
     ids=["lineage", "result tags"],
 )
 def test_the_machine_finds_a_fill_script_without_its_test_of_the(test, mode, monkeypatch, server_store):
-    assert operations.FILL.text.count(test) == 1
+    assert entries.FILL.text.count(test) == 1
     monkeypatch.setattr(
-        operations, "FILL", Script.of(operations.FILL.text.replace(test, test.replace("return 0", "local _")))
+        entries, "FILL", Script.of(entries.FILL.text.replace(test, test.replace("return 0", "local _")))
     )
     with pytest.raises(ViolationError):
         explore(500, 40, {mode: MODES[mode]}, server_store)

@@ -32,7 +32,6 @@ takes no lock. It reads the value first, and then whether the slot still stood a
 The other way round a thread could find the slot valid, be overtaken by the drop, and return what the drop left there.
 """
 
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -42,8 +41,8 @@ from itertools import chain
 from math import inf
 from re import Pattern
 from typing import Any
-from weakref import WeakMethod
 
+from .forks import in_child
 from .globs import glob_to_regex
 from .immutable import immutable
 from .keys import ALL
@@ -295,15 +294,3 @@ class LocalTier:
             self._hand = slot
             self._drop(slot)
             self.evictions += 1
-
-
-def in_child(method: Callable[[], None]) -> None:
-    """Call a method in each child that is forked while its object lives."""
-    weak = WeakMethod(method)
-
-    def call() -> None:
-        if (found := weak()) is not None:
-            found()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=call)

@@ -15,9 +15,9 @@ from typing import Any, TypeVar, cast
 
 from .entries import Fill, Look, Looked, Open, Opened, Put, Release, Results
 from .fence import Verdict, judge
+from .forks import in_child
 from .globs import glob_to_regex
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
-from .local import in_child
 from .operations import Append, Batch, Drop, Invalidate, Operation, Ping, Scan
 
 T = TypeVar("T")

@@ -30,9 +30,7 @@ are wrong in the same way, and `min-replicas-to-write` on the server is the cure
 import os
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -43,8 +41,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from .forks import in_child
+from .lag import Lag, Lags
 from .layout import unique
-from .local import LocalTier, in_child
+from .local import LocalTier
 from .publisher import as_pair
 
 #: Seconds for which one answer keeps the tier alive: how old a value can be when the network fails.
@@ -80,22 +80,6 @@ class _What(BaseModel, extra="forbid", strict=True):
     tokens: dict[str, str]
     entries: tuple[str, ...]
     patterns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """Seconds from the server's stamp of a log entry to its application here.
-
-    The stamp is the id's, cut to milliseconds, so that a figure is up to 1 ms too high, and wrong by up to half a round
-    trip besides. Entries that were applied after an outage count with all of it, although nothing was served meanwhile.
-    `entries` and `max` are since the start, the percentiles of the last 1 000 entries.
-    """
-
-    entries: int
-    last: float
-    p50: float
-    p99: float
-    max: float
 
 
 class Tail:
@@ -158,7 +142,7 @@ class Tail:
         """Begin with nothing: in a forked child, the thread has stayed behind, and with it who may hold a lock."""
         self._tier.forked()
         self._pid = os.getpid()
-        self._lags = _Lags()
+        self._lags = Lags()
         self._lock = threading.Lock()
         self._thread = None
         self._stopping = threading.Event()
@@ -277,29 +261,3 @@ class Tail:
                 quickest = answered - sent
                 self._ahead = reply[0] + reply[1] / 1_000_000 - (sent + answered) / 2
         self._compare_at = self._tier.clock() + _COMPARE_EVERY
-
-
-class _Lags:
-    """The figures of `Lag`. Safe under threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent: deque[float] = deque(maxlen=1000)
-        self._count = 0
-        self._max = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Take one; a server whose clock was set back stamps with its latest id, which is ahead of its time."""
-        seconds = max(0.0, seconds)
-        with self._lock:
-            self._recent.append(seconds)
-            self._count += 1
-            self._max = max(self._max, seconds)
-
-    def summary(self) -> Lag | None:
-        with self._lock:
-            recent, count, most = list(self._recent), self._count, self._max
-        if not recent:
-            return None
-        ordered = sorted(recent)
-        return Lag(count, recent[-1], ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100], most)

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from .local import in_child
+from .forks import in_child
 from .singleflight import loading
 from .steps import LoadTimeoutError
 from .telemetry import log

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .errors import UnavailableError
-from .local import in_child
+from .forks import in_child
 from .steps import Wait
 
 _BLOCK_MS = 500

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,10 +32,17 @@ def _no_settings_from_outside(monkeypatch):
         monkeypatch.delenv(name)
 
 
+def free_port() -> int:
+    """Return a port that is free now: two servers that look for one at the same moment find the same."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def server():
     """One server for all tests; whoever changes its configuration starts one of his own with `new_server`."""
-    with ValkeyServer() as running:
+    with ValkeyServer(port=free_port()) as running:
         yield running
 
 
@@ -66,7 +74,7 @@ def new_server():
     started = []
 
     def start(**config) -> ValkeyServer:
-        made = ValkeyServer(**config)
+        made = ValkeyServer(**{"port": free_port(), **config})
         made.start()
         started.append((made, made._process))
         return made

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from tidings import bulk, entries, fence, filling, looking, memory, reading
-from tidings.entries import Look, Looked, Open, Put
+from tidings.entries import Look, Looked, Put
 from tidings.errors import InvalidationError, UnavailableError
 from tidings.filling import Filling, Lead
 from tidings.invalidation import by_pattern, invalidation
@@ -42,7 +42,7 @@ from tidings.scripts import Script
 from tidings.sealing import Sealer
 from tidings.seen import NOTHING, AwayError
 from tidings.settings import GivenSettings
-from tidings.steps import Admit, Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Wait
+from tidings.steps import Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Wait
 from tidings.store import SyncRedisStore
 from tidings.tail import BOUND, Tail
 from tidings.targets import Call, Request, Target, target
@@ -141,10 +141,8 @@ class Group:
         self.parts: list[Any] = []
 
 
-def _answer(operation: Any, parts: list[Any], step: Any) -> Any:
+def _answer(operation: Any, parts: list[Any]) -> Any:
     """What a driver gives for a step, of the parts that the server has answered."""
-    if isinstance(step, Admit):
-        return (b"" if operation.lease is None else operation.lease.owner), parts[0]
     if isinstance(operation, Batch):
         return parts if operation.operations else []
     if isinstance(operation, Look):  # the time and the ttl are asked before the entry is read
@@ -285,23 +283,19 @@ class Process:
                     self.behind.add(key)
                     Task(self, make(), lambda _: self.behind.discard(key))
                 task.give(None)
-            case Admit(operation) | Ask(Look() as operation) if (shared := self._shared(operation)) is not None:
+            case Ask(Look() as operation) if (shared := self._shared(operation)) is not None:
                 self.groups.setdefault(shared, Group(operation)).tasks.append(task)
 
-    def _shared(self, operation: Open | Look) -> Any:
-        """What those have in common who share an operation that has not been sent yet; None: it is not shared."""
-        if self.threads:
-            return None
-        if isinstance(operation, Look):
-            return operation
-        return None if operation.renew else (*operation.keys, operation.log)
+    def _shared(self, operation: Look) -> Any:
+        """What those have in common who share a look that has not been sent yet; None: it is not shared."""
+        return None if self.threads else operation
 
     def carry_out(self, task: Task) -> None:
         """Let happen what the task has asked for; it hears of it another time."""
         self.world.pass_time(TICK)
         task.asked_at = self.world.now
         match task.step:
-            case Admit(operation) | Ask(operation):
+            case Ask(operation):
                 self._ask(task, operation)
             case Invoke(load):
                 task.answer = self.world.attempt(load)
@@ -313,7 +307,7 @@ class Process:
 
         Between the parts others come in.
         """
-        shared = self._shared(operation) if isinstance(operation, Open | Look) else None
+        shared = self._shared(operation) if isinstance(operation, Look) else None
         group = self.sent.get(task) or self.groups.pop(shared, None) or Group(operation, [task])
         parts, operation = group.parts, group.operation
         if isinstance(operation, Batch):
@@ -335,7 +329,7 @@ class Process:
             each.asked_at = self.world.now
             self.sent[each] = group
             if finished:
-                each.answer = None if error is not None else _answer(operation, parts, each.step), error
+                each.answer = None if error is not None else _answer(operation, parts), error
 
     def leave(self, task: Task) -> None:
         """Take no more part in what was shared."""
@@ -370,7 +364,7 @@ class Process:
                 if type(found) is not Looked:
                     return found
                 looked = found
-            return (yield from self.reading.read(request, looked))
+            return (yield from self.reading.read(request, looked)).value
         except (AwayError, UnavailableError):
             return (yield Invoke(request.load))
 

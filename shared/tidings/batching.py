@@ -155,7 +155,7 @@ class Multiplexer:
 
     def read(self, keys: tuple[str, ...]) -> "asyncio.Future[Values]":
         """Read strings in this tick's MGET; the future gets one value for each key, None for what is not there."""
-        future: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Values] = asyncio.Future()
         self._reads.append((keys, future))
         if not self._due:
             self._soon()

@@ -72,7 +72,7 @@ class CachedFunction(Described[P, R]):
                 reader.missed(wanted, error)
                 request = self._request(wanted, partial(self.uncached, *args, **kwargs))
                 return await reader.read_without(request)  # type: ignore[no-any-return]
-            found: Any = reader.reading.hit(wanted, self.codec, values)
+            found: Any = reader.reading.hit(wanted, self._codec or self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found
@@ -141,7 +141,7 @@ class CachedSyncFunction(Described[P, R]):
                 reader.missed(wanted, error)
                 request = self._request(wanted, partial(self.uncached, *args, **kwargs))
                 return reader.read_without(request)  # type: ignore[no-any-return]
-            found: Any = reader.reading.hit(wanted, self.codec, values)
+            found: Any = reader.reading.hit(wanted, self._codec or self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from .codec import Codec
 from .entries import Look, Looked
@@ -14,7 +14,7 @@ from .layout import UNIQUE_LENGTH, born_of, facts_of, header_tokens
 from .sealing import SEALED, Sealer
 from .seen import NOTHING, AwayError, Seen
 from .settings import Settings
-from .steps import Admit, Ask, Steps
+from .steps import Ask, Steps
 from .targets import Request, Target
 from .telemetry import AGE_SAMPLE
 
@@ -44,24 +44,28 @@ class Looking:
         The shortest way to a hit there is: everything that is not one is left to `read`.
         """
         entry, tokens = values[0], values[1:]
-        known = wanted.tokens  # as a whole: another thread may bring older ones meanwhile
-        if tokens != known[0]:
-            known = wanted.tokens = (tokens, uniques(tokens))
-        if start := hit(entry, known[1]):
-            entry = cast("bytes", entry)
-            try:
-                value = codec.decode(entry, start)
-            except DecodeError:  # or sealed: `read` unseals
+        if entry is None:
+            return Looked(None, list(tokens))
+        known, header = wanted.header  # as a whole: another thread may bring older ones meanwhile
+        if tokens == known and entry.startswith(header):
+            start = len(header)
+        else:
+            start = hit(entry, uniques(tokens))
+            if not 0 < start < len(entry):
                 return Looked(entry, list(tokens))
-            counts = wanted.counts
-            counts.hits += 1
-            size = len(entry) - start  # not in the line that counts: see `Counts`
-            counts.bytes_read += size
-            self._until_sample -= 1
-            if self._until_sample <= 0:
-                self.sample_age(wanted, entry)
-            return value
-        return Looked(entry, list(tokens))
+            wanted.header = tokens, entry[:start]
+        try:
+            value = codec.decode(entry, start)
+        except DecodeError:  # or sealed: `read` unseals
+            return Looked(entry, list(tokens))
+        counts = wanted.counts
+        counts.hits += 1
+        size = len(entry) - start  # not in the line that counts: see `Counts`
+        counts.bytes_read += size
+        self._until_sample -= 1
+        if self._until_sample <= 0:
+            self.sample_age(wanted, entry)
+        return value
 
     def see(self, request: Request, looked: Looked | None, noted: int | None) -> Steps[Seen]:
         """Look, unless it has been `looked` under `noted`, and judge. Raises AwayError."""
@@ -170,7 +174,7 @@ class Looking:
         return looked
 
 
-def ask(wanted: Target, step: Ask | Admit) -> Steps[Any]:
+def ask(wanted: Target, step: Ask) -> Steps[Any]:
     """Ask on behalf of a read. Raises AwayError when Redis does not answer, and counts it."""
     try:
         return (yield step)

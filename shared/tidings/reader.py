@@ -5,36 +5,25 @@ are tasks that belong to the reader, which `drain` waits for.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
 from .breaker import Breaker
 from .commands import Commands
-from .entries import Look, Looked, Open, Release
-from .errors import UnavailableError
+from .entries import Looked
+from .errors import DecodeError, UnavailableError
 from .filling import Filling, Stored
 from .operations import Operation
 from .reading import Reading
 from .seen import AwayError
 from .shared import Shared
 from .singleflight import Flights
-from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
+from .steps import Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import AsyncStore
 from .targets import Request, Target
 from .wakes import Wakes
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class _Admission:
-    """An opening, and how many wait for it; `leads` once it has brought a lease."""
-
-    operation: Open
-    callers: int = 0
-    leads: bool = False
-    task: asyncio.Task[Any] = field(init=False)
 
 
 class Reader:
@@ -65,8 +54,6 @@ class Reader:
         self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
         self.commands = Commands(shared, self.reading)
         self._most_refreshes = settings.max_refreshes
-        self._admissions: dict[tuple[str, ...], _Admission] = {}
-        self._looks: dict[Look, asyncio.Task[Looked]] = {}
         self._behind: dict[str, asyncio.Task[Any]] = {}
         blocking = getattr(store, "blocking", None)
         self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout, self._failed)
@@ -77,13 +64,25 @@ class Reader:
         self._failed(error)
 
     async def read(self, request: Request, looked: Looked | None = None) -> Any:
-        """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded."""
-        if self.breaker.closed:
-            try:
-                return await self.drive(self.reading.read(request, looked))
-            except AwayError:
-                pass
-        return await self.read_without(request)
+        """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded.
+
+        A crowd that finds the same is one read; then each caller gets an object of its own, as from Redis: one that
+        changes it must not change it for the others.
+        """
+        if not self.breaker.closed:
+            return await self.read_without(request)
+        keys = request.target.look.keys
+        same = (keys,) if looked is None else (keys, looked.entry, *looked.tokens)
+        try:
+            found, first = await self._share(same, request, lambda: self.reading.read(request, looked))
+        except AwayError:
+            return await self.read_without(request)
+        if first:
+            return found.value
+        try:
+            return request.codec.decode(found.payload)
+        except DecodeError:  # whoever was first keeps another type under this key
+            return await request.load()
 
     async def read_without(self, request: Request) -> Any:
         """Return a value without Redis. Loads are not shared: nobody can say under what they began.
@@ -99,7 +98,7 @@ class Reader:
         """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load."""
         if self.breaker.closed:
             try:
-                return await self.drive(self.reading.refresh(request))
+                return (await self._share(None, request, lambda: self.reading.refresh(request)))[0]
             except AwayError:
                 pass
         return await self.read_without(request)
@@ -107,7 +106,7 @@ class Reader:
     async def ensure(self, request: Request, *, renew: bool = False) -> Stored:
         """See `Reading.ensure`."""
         try:
-            return await self.drive(self.reading.ensure(request, renew=renew))
+            return (await self._share(None, request, lambda: self.reading.ensure(request, renew=renew)))[0]
         except AwayError:
             return Stored.UNAVAILABLE
 
@@ -166,12 +165,8 @@ class Reader:
 
     async def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
         match step:
-            case Ask(Look() as look, bulk):
-                return await self._look(look, bulk=bulk)
             case Ask(operation, bulk):
                 return await self.ask(operation, bulk=bulk)
-            case Admit(operation):
-                return await self._admit(operation)
             case Invoke(load):
                 return await load()
             case Fly(identity, make, timeout):
@@ -185,64 +180,8 @@ class Reader:
             case Wait():
                 return self._wakes is not None and await self._wakes.wait(step) and self.breaker.closed
 
-    async def _look(self, look: Look, *, bulk: bool) -> Looked:
-        """Look; all who look for the same in this round of the event loop share it, as `_admit` says.
-
-        Those who have waited for one load come all at once.
-        """
-        if not (look.ttl or look.time):
-            try:
-                entry, *tokens = await self.store.read(look.keys, bulk=bulk)
-            except UnavailableError as error:
-                self._failed(error)
-                raise
-            return Looked(entry, tokens)
-        task = self._looks.get(look)
-        if task is None:
-            task = self._looks[look] = self.flights.follow(self._send_look(look, bulk=bulk), heard=True)
-        return cast("Looked", await asyncio.shield(task))
-
-    async def _send_look(self, look: Look, *, bulk: bool) -> Looked:
-        del self._looks[look]
-        return await self.ask(look, bulk=bulk)
-
-    async def _admit(self, operation: Open) -> Any:
-        """Share an opening with everybody who asks for the same in this round of the event loop.
-
-        A task starts in the next round, so what is shared has not been sent when it is joined: who joins is opened
-        after joining, as if it had asked alone. A lease that comes when all of them have gone is given up.
-        """
-        same = (*operation.keys, "log" if operation.log else "")
-        shared = None if operation.renew else self._admissions.get(same)
-        if shared is None:
-            shared = _Admission(operation)
-            shared.task = self.flights.follow(self._send_admission(same, shared), heard=True)
-            if not operation.renew:
-                self._admissions[same] = shared
-        shared.callers += 1
-        try:
-            return await asyncio.shield(shared.task)
-        except asyncio.CancelledError:
-            shared.callers -= 1
-            if shared.task.done():
-                self._abandon(shared)
-            raise
-
-    async def _send_admission(self, same: tuple[str, ...], shared: "_Admission") -> Any:
-        operation = shared.operation
-        if not operation.renew:
-            del self._admissions[same]
-        opened = await self.ask(operation)
-        shared.leads = operation.lease is not None and opened.leads
-        self._abandon(shared)
-        return b"" if operation.lease is None else operation.lease.owner, opened
-
-    def _abandon(self, shared: "_Admission") -> None:
-        operation = shared.operation
-        if shared.callers == 0 and shared.leads and operation.lease is not None:
-            shared.leads = False
-            release = Release(operation.keys[0], operation.places, operation.lease.owner)
-            self.flights.follow(self.ask(release), heard=True)
+    async def _share(self, same: Hashable, request: Request, steps: Callable[[], Steps[T]]) -> tuple[T, bool]:
+        return await self.flights.share(same, request.target.key, lambda: self.drive(steps()))
 
     def _start_behind(self, key: str, make: Callable[[], Steps[Any]]) -> None:
         if key in self._behind or len(self._behind) >= self._most_refreshes:

@@ -28,7 +28,7 @@ from .policy import refresh_early
 from .sealing import Sealer
 from .seen import AwayError, Found, Seen
 from .settings import Settings
-from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Steps, Wait
+from .steps import Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Steps, Wait
 from .targets import Request, Target
 from .telemetry import log
 
@@ -57,15 +57,13 @@ class Reading(Looking):
         self._flights = flights
         self._chance = chance
 
-    def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Any]:
+    def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Found]:
         """Return a value that no acknowledged invalidation has made wrong, unless the policy permits a stale one.
 
         `looked` is what has been read already, under `noted`. Raises what the load raises, and AwayError.
         """
         found = yield from self._find(request, looked, noted)
-        if isinstance(found, Found):
-            return found.value
-        return (yield from self._load(request, *found))
+        return found if isinstance(found, Found) else (yield from self._load(request, *found))
 
     def ensure(self, request: Request, *, renew: bool = False) -> Steps[Stored]:
         """Load and fill unless the entry is fresh, joining a load in flight as `read` does, and say what came of it.
@@ -107,11 +105,11 @@ class Reading(Looking):
                 self.count(request, seen)
             if seen.fresh:
                 yield from self._refresh_early(request, seen)
-                return Found(seen.value)
+                return Found(seen.value, seen.payload)
             if stale and seen.permitted(request.target.call.policy):
                 yield self._behind(request, seen)
                 request.target.counts.stale += 1
-                return Found(seen.value)
+                return Found(seen.value, seen.payload)
             lead = yield from self._lead(request, seen, waits=waits)
             if lead is not None:
                 return seen, lead
@@ -133,8 +131,8 @@ class Reading(Looking):
             return lead
         last = waits >= MOST_WAITS
         if seen.sighting.born is None and opened.head[:LINEAGE_START] != VACANT and not last:
-            if opened.leads:  # filled since it was looked for; everybody who shares the opening is here
-                yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
+            if opened.leads:  # filled since it was looked for
+                yield Follow(self.filling.release(wanted, owner))
             return None
         if last or (opened.leads and not (yield from self._replaced(wanted, seen.looked.entry, owner))):
             return lead
@@ -154,7 +152,7 @@ class Reading(Looking):
         now: Looked = yield from ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
         if now.entry == entry:
             return False
-        yield Fly(("release", owner), partial(self.filling.release, wanted, owner))
+        yield Follow(self.filling.release(wanted, owner))
         return True
 
     def _wait(self, ticket: Ticket, wait: Wait | None) -> Steps[None]:
@@ -172,11 +170,12 @@ class Reading(Looking):
         wanted = request.target
         results = request.result_tags is not None
         opening = self.filling.opening(wanted, renew=renew, leased=True, log=results)
-        owner, opened = yield from ask(wanted, Admit(opening))
+        opened: Opened = yield from ask(wanted, Ask(opening))
         ticket = judge(wanted.key, opened.head, opened.tokens).ticket
         if ticket is None:
             wanted.counts.errors += 1
             raise AwayError
+        owner = b"" if opening.lease is None else opening.lease.owner
         lead = Lead(ticket, owner if opened.leads else b"", opened.now_us, noted=noted)
         if results:
             lead = replace(lead, logged=opened.logged, logged_at=opened.logged_at)
@@ -184,7 +183,7 @@ class Reading(Looking):
 
     # Loading
 
-    def _load(self, request: Request, seen: Seen, lead: Lead) -> Steps[Any]:
+    def _load(self, request: Request, seen: Seen, lead: Lead) -> Steps[Found]:
         """Join or start the load; where it fails or is late, serve what the policy permits in its place."""
         policy = request.target.call.policy
         timeout = policy.timeout if seen.covers(policy, 0) else None
@@ -200,24 +199,24 @@ class Reading(Looking):
             if not isinstance(error, LoadTimeoutError):
                 raise
             flown, first = yield self._fly(request, lead, None)
-        if first:
-            return flown.value
         if lead.owner and lead.owner != flown.owner:
             yield Follow(self.filling.release(request.target, lead.owner))
-        # Each caller gets an object of its own, as from Redis: one that changes it must not change it for the others.
+        if first:
+            return Found(flown.value, flown.payload)
         try:
-            return request.codec.decode(flown.payload)
+            return Found(request.codec.decode(flown.payload), flown.payload)
         except DecodeError:  # whoever started the load keeps another type under this key
-            return (yield Invoke(request.load))
+            value = yield Invoke(request.load)
+            return Found(value, request.codec.encode(value))
 
     def _fly(self, request: Request, lead: Lead, timeout: float | None) -> Fly:
         return Fly(lead.identity, partial(self.filling.load_and_fill, request, lead), timeout)
 
-    def _covered(self, request: Request, seen: Seen, error: Exception) -> Any:
+    def _covered(self, request: Request, seen: Seen, error: Exception) -> Found:
         wanted = request.target
         wanted.counts.stale += 1
         log.warning("stale_served_on_error", function=wanted.call.label, key=wanted.key, error=type(error).__name__)
-        return seen.value
+        return Found(seen.value, seen.payload)
 
     def _renew(self, request: Request) -> Steps[Flown]:
         noted = self.note(request.target)

@@ -17,9 +17,10 @@ class AwayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A value to serve."""
+    """A value to serve, and the codec's bytes of it, for those who share the read."""
 
     value: Any
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)

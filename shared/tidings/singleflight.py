@@ -26,6 +26,12 @@ class Flights:
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waiting: dict[asyncio.Task[Any], int] = {}
+        #: reads that have not begun yet, by what they will find out
+        self._unbegun: dict[Hashable, asyncio.Task[Any]] = {}
+        #: tasks that carry out reads for callers who wait for them
+        self._reads: set[asyncio.Task[Any]] = set()
+        #: how many such reads wait for a load
+        self._reading: dict[asyncio.Task[Any], int] = {}
         self._cancelling = False
 
     def __contains__(self, ticket: object) -> bool:
@@ -50,13 +56,43 @@ class Flights:
             task = asyncio.create_task(self._marked(ticket, load))
             self._tasks[ticket] = task
             task.add_done_callback(lambda done: self._landed(ticket, done))
-        self._waiting[task] = self._waiting.get(task, 0) + 1
+        # The callers of a shared read are counted where they wait for it.
+        waiting = self._reading if asyncio.current_task() in self._reads else self._waiting
+        waiting[task] = waiting.get(task, 0) + 1
         try:
             return await _patiently(task, timeout), first
         except (asyncio.CancelledError, LoadTimeoutError):
             if not task.done():
+                waiting[task] -= 1
+            raise
+
+    async def share(self, same: Hashable, key: str, read: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """Carry out a read, together with those who ask for the `same` before it has begun (None: with nobody).
+
+        Gives what `read` returns, and whether it was this caller's. It belongs to the flights: a caller who goes stops
+        nothing. A task begins in the next round of the event loop, so whoever joins has asked before anything was sent
+        on its behalf, and is answered as if it had asked alone; a crowd that misses at once costs one read.
+        """
+        task = None if same is None else self._unbegun.get(same)
+        first = task is None
+        if task is None:
+            task = asyncio.create_task(self._begin(same, read))
+            self._tasks[task] = task
+            if same is not None:
+                self._unbegun[same] = task
+            self._reads.add(task)
+            task.add_done_callback(lambda done: self._landed(done, done, key=key))
+        self._waiting[task] = self._waiting.get(task, 0) + 1
+        try:
+            return await asyncio.shield(task), first
+        except asyncio.CancelledError:
+            if not task.done():
                 self._waiting[task] -= 1
             raise
+
+    async def _begin(self, same: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._unbegun.pop(same, None)
+        return await read()
 
     def follow(self, work: Coroutine[Any, Any, T], *, heard: bool = False) -> asyncio.Task[T]:
         """Run what comes after a load without anybody waiting for it, but for `drain`; a failure is logged.
@@ -112,11 +148,14 @@ class Flights:
         loading.set(loading.get() | {ticket})
         return await load()
 
-    def _landed(self, ticket: Hashable, task: asyncio.Task[Any], *, heard: bool = False) -> None:
+    def _landed(
+        self, ticket: Hashable, task: asyncio.Task[Any], *, heard: bool = False, key: str | None = None
+    ) -> None:
         del self._tasks[ticket]
-        waiting = self._waiting.pop(task, 0)
+        waiting = self._waiting.pop(task, 0) + self._reading.pop(task, 0)
+        self._reads.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not (waiting or heard):
-            log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
+            log.error("load_failed_unheard", ticket=key or getattr(ticket, "key", None), exc_info=error)
 
 
 async def _patiently(task: asyncio.Task[T], timeout: float | None) -> T:  # noqa: ASYNC109 the task goes on

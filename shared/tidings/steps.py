@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .entries import Open
 from .fence import Ticket
 from .operations import Operation
 
@@ -23,16 +22,6 @@ class Ask:
 
     operation: Operation[Any]
     bulk: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """Carry out an `Open`; callers who ask for the same before it has been sent share it. Raises UnavailableError.
-
-    Gives the owner of the lease that was asked for in the one that was sent, and what it returned.
-    """
-
-    operation: Open
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +78,7 @@ class Wait:
     left_ms: int
 
 
-Step = Ask | Admit | Invoke | Fly | Follow | Outcome | Behind | Wait
+Step = Ask | Invoke | Fly | Follow | Outcome | Behind | Wait
 
 
 class LoadTimeoutError(Exception):

@@ -15,7 +15,7 @@ from .operations import Operation
 from .reading import Reading
 from .seen import AwayError
 from .shared import Shared
-from .steps import Admit, Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
+from .steps import Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import SyncStore
 from .targets import Request, Target
 from .threadflight import ThreadFlights
@@ -63,7 +63,7 @@ class SyncReader:
         """See `Reader.read`."""
         if self.breaker.closed:
             try:
-                return self.drive(self.reading.read(request, looked))
+                return self.drive(self.reading.read(request, looked)).value
             except AwayError:
                 pass
         return self.read_without(request)
@@ -136,8 +136,6 @@ class SyncReader:
         match step:
             case Ask(operation):
                 return self.ask(operation)
-            case Admit(operation):
-                return (b"" if operation.lease is None else operation.lease.owner), self.ask(operation)
             case Invoke(load):
                 return load()
             case Fly(identity, make, timeout):

@@ -1,5 +1,6 @@
 """What is to be read: a call, and where everything that belongs to it is in Redis. Pure, but readers remember in it."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,8 +48,8 @@ class Target:
     slot: Slot | None = None
     #: tags of its last value that came from the result, as far as they are known here
     result_tags: tuple[str, ...] = ()
-    #: the tokens that were read last, and what a header has for them: mostly they are the same next time
-    tokens: tuple[Sequence[bytes | None], bytes | None] = ((), b"")
+    #: the tokens of the last hit, and its entry's bytes before the payload: mostly they are the same next time
+    header: tuple[Sequence[bytes | None], bytes] = ((), b"")
     look: Look = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +85,9 @@ def target(call: Call, keys: Keyspace, counts: Counts, tags: Iterable[str] | Non
     entry = keys.entry(call.namespace, call.name)
     places = Places(keys.lease(call.namespace, call.name), keys.wakes, keys.log)
     plain = not (call.policy.needs_ttl or call.policy.needs_time)
-    return Target(call, (entry, *map(keys.token, names)), names, distinct, places, counts, keys, plain)
+    # One string for a token wherever it is wanted: a batch of reads then finds it by identity.
+    tokens = [sys.intern(keys.token(name)) for name in names]
+    return Target(call, (entry, *tokens), names, distinct, places, counts, keys, plain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ class Flights:
         self._waiting: dict[asyncio.Task[Any], int] = {}
         #: reads that have not begun yet, by what they will find out
         self._unbegun: dict[Hashable, asyncio.Task[Any]] = {}
-        #: tasks that carry out reads for callers who wait for them
-        self._reads: set[asyncio.Task[Any]] = set()
+        #: those who wait for a read, by the task that carries it out
+        self._callers: dict[asyncio.Task[Any], list[asyncio.Future[Any]]] = {}
         #: how many such reads wait for a load
         self._reading: dict[asyncio.Task[Any], int] = {}
         self._cancelling = False
@@ -57,7 +57,7 @@ class Flights:
             self._tasks[ticket] = task
             task.add_done_callback(lambda done: self._landed(ticket, done))
         # The callers of a shared read are counted where they wait for it.
-        waiting = self._reading if asyncio.current_task() in self._reads else self._waiting
+        waiting = self._reading if asyncio.current_task() in self._callers else self._waiting
         waiting[task] = waiting.get(task, 0) + 1
         try:
             return await _patiently(task, timeout), first
@@ -80,19 +80,31 @@ class Flights:
             self._tasks[task] = task
             if same is not None:
                 self._unbegun[same] = task
-            self._reads.add(task)
-            task.add_done_callback(lambda done: self._landed(done, done, key=key))
-        self._waiting[task] = self._waiting.get(task, 0) + 1
-        try:
-            return await asyncio.shield(task), first
-        except asyncio.CancelledError:
-            if not task.done():
-                self._waiting[task] -= 1
-            raise
+            self._callers[task] = []
+            task.add_done_callback(lambda done: self._read(key, done))
+        # A future for each caller, as `asyncio.shield` makes, at a quarter of its cost: it is crowds that share.
+        caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._callers[task].append(caller)
+        return await caller, first
 
     async def _begin(self, same: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         self._unbegun.pop(same, None)
         return await read()
+
+    def _read(self, key: str, task: asyncio.Task[Any]) -> None:
+        """Hand what a read has brought to those of its callers who are still there."""
+        del self._tasks[task]
+        callers = [caller for caller in self._callers.pop(task) if not caller.done()]
+        error = None if task.cancelled() else task.exception()
+        for caller in callers:
+            if task.cancelled():
+                caller.cancel()
+            elif error is not None:
+                caller.set_exception(error)
+            else:
+                caller.set_result(task.result())
+        if error is not None and not callers:
+            log.error("load_failed_unheard", ticket=key, exc_info=error)
 
     def follow(self, work: Coroutine[Any, Any, T], *, heard: bool = False) -> asyncio.Task[T]:
         """Run what comes after a load without anybody waiting for it, but for `drain`; a failure is logged.
@@ -117,7 +129,8 @@ class Flights:
     @property
     def waiting(self) -> int:
         """How many callers wait for loads in flight."""
-        return sum(self._waiting.values())
+        reads = sum(not caller.done() for callers in self._callers.values() for caller in callers)
+        return reads + sum(self._waiting.values())
 
     async def drain(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 what is late is ended, not abandoned
         """Wait until every load in flight has ended, however it ends; its callers hear how.
@@ -148,14 +161,11 @@ class Flights:
         loading.set(loading.get() | {ticket})
         return await load()
 
-    def _landed(
-        self, ticket: Hashable, task: asyncio.Task[Any], *, heard: bool = False, key: str | None = None
-    ) -> None:
+    def _landed(self, ticket: Hashable, task: asyncio.Task[Any], *, heard: bool = False) -> None:
         del self._tasks[ticket]
         waiting = self._waiting.pop(task, 0) + self._reading.pop(task, 0)
-        self._reads.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not (waiting or heard):
-            log.error("load_failed_unheard", ticket=key or getattr(ticket, "key", None), exc_info=error)
+            log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
 
 
 async def _patiently(task: asyncio.Task[T], timeout: float | None) -> T:  # noqa: ASYNC109 the task goes on

@@ -875,7 +875,7 @@ def tokens_not_compared(patch):
     judge = fence.judge
 
     def own(entry, tokens):
-        return list(header_tokens(entry)) if entry is not None and entry[:2] in (b"\x02e", b"\x02g") else tokens
+        return list(header_tokens(entry)) if entry is not None and entry[:2] in (b"\x03e", b"\x03g") else tokens
 
     def blind_judge(key, entry, tokens, left_ms=None):
         return judge(key, entry, own(entry, tokens), left_ms)

@@ -22,9 +22,8 @@ from itertools import chain
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 
-from .link import Link, Waiter, pack
+from .link import ClosedError, Link, Waiter, pack
 
 Values = list[bytes | None]
 _Read = tuple[tuple[str, ...], "asyncio.Future[Values]"]
@@ -133,6 +132,7 @@ class Multiplexer:
         self._commands: list[bytes] = []
         self._exchanges: list[Waiter] = []
         self._reads: list[_Read] = []
+        self._closed = False
         #: there is something to send, and a flush will come: at the end of the tick, or when the link is writable
         self._due = False
 
@@ -180,7 +180,10 @@ class Multiplexer:
 
     def _connect(self) -> None:
         """Make a link, which flushes when it opens."""
-        self._link = Link(self._connection(), self._timeout, self._flush, self._lost)
+        if self._closed:
+            self._give_up(ClosedError())
+        else:
+            self._link = Link(self._connection(), self._timeout, self._flush, self._lost)
 
     def _flush(self) -> None:
         """Send all there is: exchanges in the order in which they were asked for, then the reads."""
@@ -224,9 +227,10 @@ class Multiplexer:
             _Reads(reads, self._explain).fail(failure)
 
     async def aclose(self) -> None:
-        """Close the connection; what is under way fails."""
+        """Close the connection for ever; what is under way fails, and what comes later, with ClosedError."""
+        self._closed = True
         if self._link is not None:
             link, self._link = self._link, None
             link.task.cancel()
             await asyncio.wait({link.task})
-            self._give_up(RedisConnectionError("the connection was closed"))
+            self._give_up(ClosedError())

@@ -62,10 +62,12 @@ def read_many(reading: Reading, requests: Sequence[Request], load: _Load) -> Ste
                 loaded, _ = yield Fly(("many", unique()), partial(_load, reading, requests, leads, load))
                 for index, value in loaded.items():
                     values[index] = value
-            for index, opened in held.items():
-                if not opened.leads:
-                    target = requests[index].target
-                    yield Wait(target.key, target.places.wakes, opened.position, opened.left_ms)
+            asked_at = reading.clock()
+            for index, opened in held.items():  # one after the other, but each no longer than its own lease
+                target, passed_ms = requests[index].target, round((reading.clock() - asked_at) * 1000)
+                left_ms = min(opened.left_ms, reading.filling.lease_ms) - passed_ms
+                if not opened.leads and left_ms > 0:
+                    yield Wait(target.key, target.places.wakes, opened.position, left_ms)
     except AwayError:
         for index in missing:
             requests[index].target.counts.direct += 1
@@ -149,6 +151,8 @@ def _load(
     try:
         loaded = yield from load(list(leads))
         payloads = {index: requests[index].codec.encode(value) for index, value in loaded.items()}
+    except GeneratorExit:
+        raise
     except BaseException:
         counts.load_errors += 1
         yield Follow(_release(reading, requests, leads))

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from .cached import CachedOptions, Decorator, decorate
+from .cached import CachedOptions, Decorator, decorator_of
 from .events import Event
 from .invalidation import direct
 from .memory import MemoryStore
@@ -49,15 +49,15 @@ class Cache:
         self.telemetry = shared.telemetry
         self.tier = shared.tier
         #: The same, blocking, for threads and scripts without an event loop.
-        self.sync = SyncCache(shared)
+        self.sync = SyncCache(shared, self)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop, Reader] | None = None
 
     # The read side
 
-    def cached(self, **options: Unpack[CachedOptions]) -> Decorator:
+    def cached(self, _bare: None = None, /, **options: Unpack[CachedOptions]) -> Decorator:
         """Keep a function's results in this cache; see `tidings.cached`."""
-        return decorate(lambda: self, **options)
+        return decorator_of(lambda: self, _bare, options)
 
     def resource(self, name: str, *ids: str) -> Resource:
         """Return what decorates the reads and writes of a kind of thing; see `tidings.resource`."""
@@ -233,8 +233,9 @@ class Cache:
         if (reader := self._readers.get(loop)) is not None:
             # Still there for what the loads in flight read: another reader would be one that nobody closes.
             await reader.aclose(drain_timeout)
-            self._readers.pop(loop, None)
-            self._last = None
+            if self._readers.get(loop) is reader:  # or another call has closed it, and there is a new one
+                self._readers.pop(loop, None)
+                self._last = None
         await asyncio.to_thread(self.sync.close, drain_timeout=drain_timeout)
 
     async def __aenter__(self) -> Self:

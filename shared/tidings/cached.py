@@ -1,11 +1,11 @@
 """The decorator: a function whose results are kept until they expire or are invalidated."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
-from .described import Options
+from .described import Described, Options
 from .errors import ConfigurationError
 from .functions import (
     BoundCachedFunction,
@@ -108,6 +108,23 @@ class CachedOptions(ReadOptions, total=False):
     tags: Tags
 
 
+def decorator_of(cache: "Callable[[], Cache]", bare: object, options: CachedOptions) -> Decorator:
+    """Return what `cached(…)` returns. Raises ConfigurationError for an option unknown and for a forgotten ``()``."""
+    if bare is not None:
+        where = qualified(bare) if hasattr(bare, "__qualname__") else repr(bare)
+        raise ConfigurationError(f"{where}: write @cached() with parentheses; options go into them")
+    check_options(options, CachedOptions.__optional_keys__, "cached()")
+    return decorate(cache, **options)
+
+
+def check_options(given: Mapping[str, object], known: Collection[str], what: str) -> None:
+    """Raise ConfigurationError for an option that is none."""
+    for option in given:
+        if option not in known:
+            there_is = ", ".join(sorted(known))
+            raise ConfigurationError(f"{what} got an unexpected option {option!r}; there is: {there_is}")
+
+
 def decorate(
     cache: "Callable[[], Cache]",
     *,
@@ -131,6 +148,7 @@ def decorate(
 
     `cache` is asked for the cache at each call, so a later `configure` counts.
     """
+    tags = held_tags(tags)
 
     def decorator(function: Any) -> Any:
         of_class = isinstance(function, classmethod)
@@ -140,12 +158,18 @@ def decorate(
         signature = Signature(function)
         if signature.names[:1] == ("cls",) and not of_class:
             raise ConfigurationError(f"{where}: put @cached above @classmethod, not below it")
+        if key is not None and not isinstance(key, str):
+            raise ConfigurationError(f"{where}: key must be a template over the arguments, not {key!r}")
         key_template = None if key is None else parse(key, signature.names, f"{where}, key")
         if key_template is not None and not key_template.names and signature.in_key:
             raise ConfigurationError(f"{where}: key={key!r} names no argument, so all calls would share one entry")
         for option, given in (("result_tags", result_tags), ("when", when)):
-            if given is not None and not callable(given):
-                raise ConfigurationError(f"{where}: {option} must be callable, not {given!r}")
+            if given is not None:
+                check_callable(given, option, where)
+        try:
+            check_namespace(namespace)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
         checked = check_tags(tags, signature, where)
         made_policy = policy(
             where=where,
@@ -160,7 +184,7 @@ def decorate(
             local_shared=local_shared,
             timeout=timeout,
         )
-        options = Options(check_namespace(namespace), key_template, checked, made_policy, result_tags, when)
+        options = Options(namespace, key_template, checked, made_policy, result_tags, when)
         kind = CachedFunction if inspect.iscoroutinefunction(function) else CachedSyncFunction
         made: Any = kind(function, replace(options, of_class=of_class), signature, cache)
         try:
@@ -179,17 +203,57 @@ def _check_function(function: Callable[..., Any]) -> str:
     if not (inspect.isroutine(function) and hasattr(function, "__qualname__")):
         raise ConfigurationError(f"a {type(function).__qualname__} cannot be cached; wrap it in a def or async def")
     where = qualified(function)
+    refuse_cached(function, where)
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{where}: a generator's values cannot be cached; return a list")
     return where
 
 
-def check_tags(tags: Tags, signature: Signature, where: str) -> tuple[Template, ...] | Callable[..., Iterable[str]]:
-    """Return tags as templates, or the callable that finds them; `where` names the function in errors."""
+def refuse_cached(function: Any, where: str) -> None:
+    """Raise ConfigurationError for a function that is cached, also below other decorators."""
+    layer = function
+    while layer is not None:
+        if isinstance(layer, Described | BoundCachedFunction | BoundCachedSyncFunction):
+            raise ConfigurationError(f"{where}: it is cached already, and a hit calls nothing; take away one of them")
+        layer = getattr(layer, "__wrapped__", None)
+
+
+def check_callable(given: Any, option: str, where: str) -> None:
+    """Raise ConfigurationError for what cannot be called, or would have to be awaited.
+
+    A coroutine is always true, and has no tags.
+    """
+    if not callable(given):
+        raise ConfigurationError(f"{where}: {option} must be callable, not {given!r}")
+    ways = (given, type(given).__call__)
+    if any(inspect.iscoroutinefunction(way) or inspect.isasyncgenfunction(way) for way in ways):
+        raise ConfigurationError(f"{where}: {option} is an async function, and nobody awaits it; make it a plain def")
+
+
+def held_tags(tags: Tags) -> Tags:
+    """Return tags that can be gone through more than once: a generator would give them to the first function alone."""
+    return tuple(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) and not callable(tags) else tags
+
+
+def check_given_tags(tags: Tags, where: str) -> None:
+    """Raise ConfigurationError for tags that are neither a list of strings nor a callable."""
     if callable(tags):
-        return tags
+        check_callable(tags, "tags", where)
+        return
     if isinstance(tags, str):
         raise ConfigurationError(f"{where}: tags is the string {tags!r}; write tags=[{tags!r}]")
+    if not isinstance(tags, Iterable):
+        raise ConfigurationError(f"{where}: tags must be a list of templates or a callable, not {tags!r}")
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise ConfigurationError(f"{where}: a tag is a template over the arguments, not {tag!r}")
+
+
+def check_tags(tags: Tags, signature: Signature, where: str) -> tuple[Template, ...] | Callable[..., Iterable[str]]:
+    """Return tags as templates, or the callable that finds them; `where` names the function in errors."""
+    check_given_tags(tags, where)
+    if callable(tags):
+        return tags
     if len(tags) > MAX_TAGS:
         raise ConfigurationError(f"{where}: {len(tags)} tags; at most {MAX_TAGS} are possible")
     return tuple(parse(tag, signature.names, f"{where}, tags") for tag in tags)

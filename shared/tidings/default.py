@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 from .cache import Cache
-from .cached import CachedOptions, Decorator, decorate
+from .cached import CachedOptions, Decorator, decorator_of
 from .events import Event
 from .publisher import Receipt
 from .resource import Resource
@@ -48,7 +48,7 @@ def get_cache() -> Cache:
         return _current
 
 
-def cached(**options: Unpack[CachedOptions]) -> Decorator:
+def cached(_bare: None = None, /, **options: Unpack[CachedOptions]) -> Decorator:
     """Keep the results of an ``async def`` or plain function until they expire or are invalidated.
 
     `namespace` is the group that `invalidate_namespace` names. `ttl` is seconds or a timedelta, or "short", "default",
@@ -64,10 +64,10 @@ def cached(**options: Unpack[CachedOptions]) -> Decorator:
     across processes; cancelling a caller cancels no load. The decorated function has `.key`, `.refresh`, `.invalidate`
     and `.uncached`.
 
-    Raises ConfigurationError, at decoration, for a generator, a template that names no argument, an annotation that
-    cannot be kept, or an option that is not what it should be.
+    Raises ConfigurationError, at decoration, for a generator, a function that is cached already, a template that names
+    no argument, an annotation that cannot be kept, or an option that is not what it should be.
     """
-    return decorate(get_cache, **options)
+    return decorator_of(get_cache, _bare, options)
 
 
 def resource(name: str, *ids: str) -> Resource:
@@ -103,3 +103,8 @@ async def invalidate_tags(*tags: str) -> None:
 async def invalidate_all() -> None:
     """Invalidate in the default cache; see `Cache.invalidate_all`."""
     await get_cache().invalidate_all()
+
+
+async def invalidate_pattern(glob: str, *, namespace: str | None = "default") -> None:
+    """Invalidate in the default cache; see `Cache.invalidate_pattern`."""
+    await get_cache().invalidate_pattern(glob, namespace=namespace)

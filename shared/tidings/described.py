@@ -71,15 +71,22 @@ class Described(Generic[P, R]):
         bound = self.signature.bind(*args, **kwargs)
         value_of = dict(zip(self.signature.names, bound, strict=True)).__getitem__
         options = self.options
-        if options.key is None:
-            name = self.signature.entry_name(bound)
-        else:
-            name = self.signature.named_entry(options.key, bound)
+        try:
+            if options.key is None:
+                name = self.signature.entry_name(bound)
+            else:
+                name = self.signature.named_entry(options.key, bound)
+        except RecursionError:
+            raise ArgumentError(f"{self.identity}: an argument is nested too deep, or contains itself") from None
         if callable(options.tags):
             tags = self._called_tags("tags", options.tags(**self.signature.arguments(bound)))
         else:
             tags = tuple(template.render(value_of) for template in options.tags)
         return Call(self.identity, options.namespace, name, tags, options.policy)
+
+    def __reduce__(self) -> str:
+        """Pickle by the name under which other processes import it; a copy is itself."""
+        return cast("Any", self).__qualname__  # type: ignore[no-any-return]
 
     @property
     def cache(self) -> "Cache":
@@ -134,9 +141,7 @@ class Described(Generic[P, R]):
         return self._called_tags("result_tags", self.options.result_tags(result))
 
     def _called_tags(self, option: str, found: Iterable[str]) -> tuple[str, ...]:
-        if isinstance(found, str):
-            raise ArgumentError(f"{self.identity}: {option} returned the string {found!r} where a list of tags belongs")
-        return tuple(found)
+        return listed_tags(option, found, self.identity)
 
     def _applies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Say what `when` says of these arguments."""
@@ -155,6 +160,22 @@ class Described(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<cached {self.identity}>"
+
+
+def listed_tags(option: str, found: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return the tags that a callable gave. Raises ArgumentError for what is no list of them.
+
+    Nor is a string: it would be taken letter by letter.
+    """
+    if isinstance(found, str):
+        raise ArgumentError(f"{where}: {option} returned the string {found!r} where a list of tags belongs")
+    if not isinstance(found, Iterable):
+        raise ArgumentError(f"{where}: {option} returned {found!r:.100} where a list of tags belongs")
+    tags = tuple(found)
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise ArgumentError(f"{where}: {option} returned {tag!r:.100} among its tags, which is no string")
+    return tags
 
 
 def return_annotation(function: Callable[..., Any]) -> Any:

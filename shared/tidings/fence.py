@@ -56,9 +56,11 @@ does, and every token carries the time that the log had when it was made. So
 
 In step 3 the server, in one script with storing the value, refuses it when the token's time is behind t. A token that
 is missing might have been invalidated and then evicted: the value is refused as well, unless the log's last id is still
-the one of step 1, which proves that nothing at all was invalidated since. The token is made for the next load.
+the one of step 1, which proves that nothing at all was invalidated since. The token is made for the next load. And the
+log may be evicted with the token, whose next value then has a time that says nothing: so the log's entry of step 1 must
+still be there.
 
-    stored  =>  nothing logged since t, or no result tag's token has a time behind t
+    stored  =>  the log goes back to t, and since then nothing is logged, or no result tag's token has a time behind t
             =>  no invalidation of the tag between t (before the load) and now  =>  the header may name today's tokens
 
 **Sharing.** Somebody who starts after an acknowledgement must not be handed a load that began before it. Loads in

@@ -7,7 +7,7 @@ from random import random
 from typing import Any
 
 from .entries import Fill, Lease, Look, Looked, Open, Opened, Put, Release, Results
-from .errors import ConfigurationError, UnavailableError
+from .errors import ConfigurationError, EncodeError, UnavailableError
 from .fence import Ticket, judge
 from .keys import tag_token
 from .layout import MAX_TAGS, Facts, pack_entry, pack_vacancy, unique
@@ -93,6 +93,8 @@ class Filling:
         self._longest_ms = longest_ms
         self._chance = chance
         self._token_ms = round(settings.token_ttl * 1000)
+        #: how long others wait for a load of this driver
+        self.lease_ms = round(settings.lease_ttl * 1000)
 
     def load_and_fill(self, request: Request, lead: Lead) -> Steps[Flown]:
         """Load, then send the fill, for which no caller needs to wait.
@@ -108,6 +110,8 @@ class Filling:
             load_us = round((self._clock() - started) * 1e6)
             payload = request.codec.encode(value)
             tags = self._result_tags(request, value)
+        except GeneratorExit:
+            raise
         except BaseException:
             counts.load_errors += 1
             if lead.owner:
@@ -132,10 +136,13 @@ class Filling:
     def _fill(
         self, target: Target, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...]
     ) -> Steps[Stored]:
-        fill = self.fill(target, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags)
-        if fill is None:
-            if lead.owner:
+        fill = None
+        try:
+            fill = self.fill(target, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags)
+        finally:
+            if fill is None and lead.owner:
                 yield from self.release(target, lead.owner)
+        if fill is None:
             return Stored.TOO_LARGE
         try:
             stored = yield Ask(fill, target.bulk)
@@ -175,10 +182,7 @@ class Filling:
     def put(self, requests: Sequence[Request], values: Sequence[Any]) -> Steps[None]:
         """Store values under new lineages. Raises EncodeError, and UnavailableError when Redis does not take them."""
         settings = self._settings
-        payloads = [
-            self._sealer.seal(r.codec.encode(value), r.target.call.namespace, r.target.key)
-            for r, value in zip(requests, values, strict=True)
-        ]
+        payloads = [self._sealed(request, value) for request, value in zip(requests, values, strict=True)]
         targets = [request.target for request in requests]
         found: list[Looked] = yield Ask(Batch(tuple(Look(target.keys) for target in targets)))
         tickets = [judge(t.key, looked.entry, looked.tokens).ticket for t, looked in zip(targets, found, strict=True)]
@@ -194,6 +198,18 @@ class Filling:
             packed = pack_entry(unique(), ticket.tokens, Facts(target.tags, process_name()), payload)
             puts.append(Put(target.keys, packed, self.ttl_ms(target, value), self._token_ms))
         yield Ask(Batch(tuple(puts)), any(len(payload) >= settings.bulk_bytes for payload in payloads))
+
+    def _sealed(self, request: Request, value: Any) -> bytes:
+        payload: bytes = request.codec.encode(value)
+        limit, target = self._settings.max_value_bytes, request.target
+        if len(payload) > limit:
+            raise EncodeError(f"{target.key}: the value has {len(payload)} bytes encoded; at most {limit} are kept")
+        return self._sealer.seal(payload, target.call.namespace, target.key)
+
+    def overtake(self, target: Target) -> None:
+        """Have loads that are under way refused by the local tier: a refresh begins now, and they must not undo it."""
+        if self._tier is not None and target.call.policy.local_ttl_ms:
+            self._tier.applied((), (target.key,))
 
     def keep(
         self,
@@ -215,7 +231,7 @@ class Filling:
     def opening(self, target: Target, *, renew: bool = False, leased: bool = False, log: bool = False) -> Open:
         """Return what makes a load of this target possible; `leased`: and asks for the right to be alone with it."""
         settings = self._settings
-        lease = Lease(unique(), round(settings.lease_ttl * 1000)) if leased else None
+        lease = Lease(unique(), self.lease_ms) if leased else None
         vacancy_ms = round(settings.vacancy_ttl * 1000)
         return Open(
             target.keys, target.places, pack_vacancy(), vacancy_ms, self._token_ms, renew=renew, lease=lease, log=log

@@ -48,7 +48,7 @@ class CachedFunction(Described[P, R]):
         """Return the cached result, or call the function and keep its result."""
         cache = self._cache()
         if self._when is not None and not self._applies(args, kwargs):
-            self.target(cache, args, kwargs).counts.bypassed += 1
+            cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return await self.uncached(*args, **kwargs)
         known_of, known = self._known
         try:
@@ -117,7 +117,7 @@ class CachedSyncFunction(Described[P, R]):
         """Return the cached result, or call the function and keep its result."""
         cache = self._cache()
         if self._when is not None and not self._applies(args, kwargs):
-            self.target(cache, args, kwargs).counts.bypassed += 1
+            cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return self.uncached(*args, **kwargs)
         known_of, known = self._known
         try:
@@ -180,6 +180,10 @@ class BoundCachedFunction(Generic[Q, R]):
         _mark_as_coroutine_function(self)
         self.uncached: Callable[Q, Awaitable[R]] = partial(function.uncached, instance)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as methods do, by the instance and the name."""
+        return getattr, (self._instance, self._function.__name__)  # type: ignore[attr-defined]
+
     async def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> R:
         """Return the cached result, or call the method and keep its result."""
         return await self._function(self._instance, *args, **kwargs)
@@ -205,6 +209,10 @@ class BoundCachedSyncFunction(Generic[Q, R]):
         self._function = function
         self._instance = instance
         self.uncached: Callable[Q, R] = partial(function.uncached, instance)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See `BoundCachedFunction.__reduce__`."""
+        return getattr, (self._instance, self._function.__name__)  # type: ignore[attr-defined]
 
     def __call__(self, /, *args: Q.args, **kwargs: Q.kwargs) -> R:
         """Return the cached result, or call the method and keep its result."""

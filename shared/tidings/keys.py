@@ -55,6 +55,8 @@ def _encodes(text: str) -> bool:
 
 def check_namespace(namespace: str) -> str:
     """Return the namespace, or raise ConfigurationError when it would make keys ambiguous."""
+    if not isinstance(namespace, str):
+        raise ConfigurationError(f"a namespace is a string, not {namespace!r:.100}")
     if not _NAMESPACE.match(namespace):
         raise ConfigurationError(
             f"the namespace {namespace!r} must be 1 to 128 letters, digits, dots, dashes or underscores"

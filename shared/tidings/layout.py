@@ -3,7 +3,7 @@
 The first byte of an entry is the version of this layout:
 
     kind (2 bytes) lineage (16) | number of tokens (1) tokens (16 each) | time filled (16 digits) | times, length of
-    facts (24) | facts (JSON) | payload
+    facts (28) | facts (JSON) | payload
 
 Facts are for people and for readers that do not know the tags; a hit skips them unread. The server puts in the time of
 the fill, and the tokens of result tags, which nobody else knows.
@@ -21,16 +21,16 @@ UNIQUE_LENGTH = 16
 #: Digits of a server time in microseconds: enough until the year 2286.
 STAMP_LENGTH = 16
 
-ENTRY = b"\x02e"
-KEPT = b"\x02g"  # an entry that is kept for a while after its ttl has passed: whoever reads it asks for its ttl
-VACANT = b"\x02v"
+ENTRY = b"\x03e"
+KEPT = b"\x03g"  # an entry that is kept for a while after its ttl has passed: whoever reads it asks for its ttl
+VACANT = b"\x03v"
 ENTRY_KINDS = (ENTRY, KEPT)
 
 #: Where the lineage stands in an entry's bytes; the fill script compares just these.
 LINEAGE_START, LINEAGE_END = 2, 2 + UNIQUE_LENGTH
 _COUNT = struct.Struct(">B")
 TOKENS_START = LINEAGE_END + _COUNT.size
-_BORN = struct.Struct(">QQII")
+_BORN = struct.Struct(">QQQI")
 
 #: Bytes between the tokens and the facts.
 BORN_LENGTH = STAMP_LENGTH + _BORN.size

@@ -37,6 +37,13 @@ def _pack(command: Sequence[str | bytes | int]) -> bytes:
 pack: Callable[[Any], bytes] = _pack if hiredis is None else hiredis.pack_command
 
 
+class ClosedError(RedisConnectionError):
+    """The connection was closed from here: that says nothing of the server."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection was closed")
+
+
 class Waiter(Protocol):
     """Who waits for one reply or several: stands in line once for each."""
 
@@ -100,8 +107,8 @@ class Link(asyncio.Protocol):
 
         It reads when nothing is awaited too, so a connection that the server closes is noticed before it is used.
         """
-        failure: Exception = RedisConnectionError("the connection was closed")
-        cancelled = True
+        failure: Exception = ClosedError()
+        cancelled, gone = True, False
         try:
             try:
                 async with asyncio.timeout(self._timeout):
@@ -121,9 +128,13 @@ class Link(asyncio.Protocol):
                 self._receive(reply)
         except (RedisError, OSError, EOFError) as error:
             failure, cancelled = error, False
+        except GeneratorExit:  # the loop was closed before: nobody on it waits, and nothing can be awaited
+            gone = self.lost = True
+            raise
         finally:
-            self._lose(failure, again=self._write is not None and not cancelled)
-            await self._connection.disconnect(nowait=True)
+            if not gone:
+                self._lose(failure, again=self._write is not None and not cancelled)
+                await self._connection.disconnect(nowait=True)
 
     def _take_over(self) -> bool:
         """Make this the protocol of redis-py's transport; False when that has to go on reading itself.

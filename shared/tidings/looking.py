@@ -34,7 +34,7 @@ class Looking:
         self.filling = filling
         self._sealer = sealer
         self._note = note
-        self._clock = clock
+        self.clock = clock
         self._bulk_bytes = settings.bulk_bytes
         self._until_sample = AGE_SAMPLE
 
@@ -47,7 +47,7 @@ class Looking:
         if entry is None:
             return Looked(None, list(tokens))
         known, header = wanted.header  # as a whole: another thread may bring older ones meanwhile
-        if tokens == known and entry.startswith(header):
+        if tokens == known and entry.startswith(header):  # what was decided then holds for these bytes as well
             start = len(header)
         else:
             start = hit(entry, uniques(tokens))
@@ -110,7 +110,7 @@ class Looking:
         if sighting.payload is not None and useful:
             value, payload = self.decoded(request, sighting.payload)
             wanted.bulk = len(sighting.payload) >= self._bulk_bytes
-        return Seen(sighting, looked, noted, value, payload, self._clock())
+        return Seen(sighting, looked, noted, value, payload, self.clock())
 
     def decoded(self, request: Request, stored: bytes) -> tuple[Any, bytes]:
         """Return the value and the codec's bytes of what is stored, or (NOTHING, b"") for what does not decode."""
@@ -123,8 +123,8 @@ class Looking:
             wanted.counts.undecodable += 1
             return NOTHING, b""
 
-    def count(self, request: Request, seen: Seen) -> None:
-        """Count what a look has found."""
+    def count(self, request: Request, seen: Seen) -> str:
+        """Count what a look has found, and say as what."""
         counts, sighting = request.target.counts, seen.sighting
         if seen.fresh:
             counts.hits += 1
@@ -133,10 +133,12 @@ class Looking:
             self._until_sample -= 1
             if self._until_sample <= 0:
                 self.sample_age(request.target, seen.looked.entry or b"")
-        elif sighting.verdict is Verdict.INVALIDATED:
+            return "hits"
+        if sighting.verdict is Verdict.INVALIDATED:
             counts.invalidated += 1
-        else:
-            counts.misses += 1
+            return "invalidated"
+        counts.misses += 1
+        return "misses"
 
     def sample_age(self, wanted: Target, entry: bytes) -> None:
         """Note the age of a hit; of how many, `_until_sample` counts."""

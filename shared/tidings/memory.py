@@ -139,7 +139,7 @@ class Memory:
         entry, *tokens = operation.keys
         now_us = self._now_us()
         for token in tokens:
-            if self._get(token) is None:
+            if len(self._get(token) or b"") < UNIQUE_LENGTH:
                 self._set(token, Token(unique(), self._logged_at, NO_TOKEN, "first use").pack(), operation.token_ms)
         value = self._get(entry) or b""
         head = value[:LINEAGE_END]

@@ -79,6 +79,8 @@ class Reader:
             return await self.read_without(request)
         if first:
             return found.value
+        counts = request.target.counts
+        setattr(counts, found.counted, getattr(counts, found.counted) + 1)
         try:
             return request.codec.decode(found.payload)
         except DecodeError:  # whoever was first keeps another type under this key
@@ -101,6 +103,9 @@ class Reader:
                 return (await self._share(None, request, lambda: self.reading.refresh(request)))[0]
             except AwayError:
                 pass
+        if self.outage is not None and not self.breaker.closed:
+            request.target.counts.direct += 1
+            return await self.outage.refresh(request)
         return await self.read_without(request)
 
     async def ensure(self, request: Request, *, renew: bool = False) -> Stored:

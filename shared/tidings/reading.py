@@ -76,8 +76,7 @@ class Reading(Looking):
             found = yield from self._find(request, None, None, stale=False)
             if isinstance(found, Found):
                 return Stored.FRESH
-            _, lead = found
-            flown, _ = yield Fly(lead.identity, partial(self.filling.load_and_fill, request, lead))
+            flown, _ = yield from self._fly(request, found[1])
         stored: Stored = yield Outcome(flown.fill)
         return stored
 
@@ -93,26 +92,30 @@ class Reading(Looking):
 
     def _find(
         self, request: Request, looked: Looked | None, noted: int | None, *, stale: bool = True
-    ) -> Steps[Found | tuple[Seen, Lead]]:
+    ) -> Steps[Found | tuple[Seen, Lead, str]]:
         """Look until there is something to serve or to load under; another process's load is waited for.
 
         After MOST_WAITS waits it is loaded here all the same, so that no reader waits for ever.
         """
-        waits = 0
+        waits, counted = 0, ""
         while True:
             seen = yield from self.see(request, looked, noted)
-            if waits == 0:
-                self.count(request, seen)
+            counted = counted or self.count(request, seen)
             if seen.fresh:
                 yield from self._refresh_early(request, seen)
-                return Found(seen.value, seen.payload)
+                return Found(seen.value, seen.payload, counted)
             if stale and seen.permitted(request.target.call.policy):
                 yield self._behind(request, seen)
                 request.target.counts.stale += 1
-                return Found(seen.value, seen.payload)
-            lead = yield from self._lead(request, seen, waits=waits)
+                return Found(seen.value, seen.payload, counted)
+            try:
+                lead = yield from self._lead(request, seen, waits=waits)
+            except AwayError:
+                if stale and seen.covers(request.target.call.policy, 0):
+                    return (yield from self._load_covered(request, seen, counted))
+                raise
             if lead is not None:
-                return seen, lead
+                return seen, lead, counted
             looked, waits = None, waits + 1
 
     def _lead(self, request: Request, seen: Seen, *, waits: int) -> Steps[Lead | None]:
@@ -126,34 +129,44 @@ class Reading(Looking):
             if ("wait", ticket) in self._flights and waits < MOST_WAITS:
                 yield from self._wait(ticket, None)
                 return None
-        owner, opened, lead = yield from self._open(request, noted=seen.noted)
+        opened, lead = yield from self._open(request, noted=seen.noted)
         if lead.identity in self._flights:
             return lead
         last = waits >= MOST_WAITS
         if seen.sighting.born is None and opened.head[:LINEAGE_START] != VACANT and not last:
-            if opened.leads:  # filled since it was looked for
-                yield Follow(self.filling.release(wanted, owner))
+            yield from self._give_back(wanted, lead)  # filled since it was looked for
             return None
-        if last or (opened.leads and not (yield from self._replaced(wanted, seen.looked.entry, owner))):
+        if last or (opened.leads and not (yield from self._replaced(wanted, seen.looked.entry, lead))):
             return lead
         if not opened.leads:
-            wait = Wait(wanted.key, wanted.places.wakes, opened.position, opened.left_ms)
-            yield from self._wait(lead.ticket, wait)
+            left_ms = min(opened.left_ms, self.filling.lease_ms)  # another's may be longer, or hostile
+            yield from self._wait(lead.ticket, Wait(wanted.key, wanted.places.wakes, opened.position, left_ms))
         return None
 
-    def _replaced(self, wanted: Target, entry: bytes | None, owner: bytes) -> Steps[bool]:
-        """Say whether the entry has been filled since it was looked at; then the lease is given up.
+    def _replaced(self, wanted: Target, entry: bytes | None, lead: Lead) -> Steps[bool]:
+        """Say whether the entry has been filled since it was looked at; then the lease is given back.
 
         Under load there are always reads on their way when a load ends, and their answer is the old value. A fill ends
         the lease of its load, so whoever has the lease and finds what was there before knows that nobody was faster.
         """
         if entry is None or entry[:LINEAGE_START] == VACANT:
             return False
-        now: Looked = yield from ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
+        try:
+            now: Looked = yield from ask(wanted, Ask(Look((wanted.key,)), wanted.bulk))
+        except GeneratorExit:
+            raise
+        except BaseException:  # the caller has gone
+            yield from self._give_back(wanted, lead)
+            raise
         if now.entry == entry:
             return False
-        yield Follow(self.filling.release(wanted, owner))
+        yield from self._give_back(wanted, lead)
         return True
+
+    def _give_back(self, wanted: Target, lead: Lead) -> Steps[None]:
+        """End a lease under which nothing will be loaded, if there is one."""
+        if lead.owner:
+            yield Follow(self.filling.release(wanted, lead.owner))
 
     def _wait(self, ticket: Ticket, wait: Wait | None) -> Steps[None]:
         """Wait for a load elsewhere, together with all who wait here for the same; without `wait` only with those.
@@ -165,62 +178,87 @@ class Reading(Looking):
         if not goes_on:
             raise AwayError
 
-    def _open(self, request: Request, *, renew: bool = False, noted: int | None) -> Steps[tuple[bytes, Opened, Lead]]:
+    def _open(self, request: Request, *, renew: bool = False, noted: int | None) -> Steps[tuple[Opened, Lead]]:
         """Make a load possible. Raises AwayError also when Redis evicts tokens faster than they are read."""
         wanted = request.target
         results = request.result_tags is not None
         opening = self.filling.opening(wanted, renew=renew, leased=True, log=results)
-        opened: Opened = yield from ask(wanted, Ask(opening))
+        owner = b"" if opening.lease is None else opening.lease.owner
+        try:
+            opened: Opened = yield from ask(wanted, Ask(opening))
+        except (AwayError, GeneratorExit):
+            raise
+        except BaseException:  # the caller has gone, and the question is on its way
+            yield Follow(self.filling.release(wanted, owner))
+            raise
         ticket = judge(wanted.key, opened.head, opened.tokens).ticket
         if ticket is None:
             wanted.counts.errors += 1
             raise AwayError
-        owner = b"" if opening.lease is None else opening.lease.owner
         lead = Lead(ticket, owner if opened.leads else b"", opened.now_us, noted=noted)
         if results:
             lead = replace(lead, logged=opened.logged, logged_at=opened.logged_at)
-        return owner, opened, lead
+        return opened, lead
 
     # Loading
 
-    def _load(self, request: Request, seen: Seen, lead: Lead) -> Steps[Found]:
+    def _load(self, request: Request, seen: Seen, lead: Lead, counted: str) -> Steps[Found]:
         """Join or start the load; where it fails or is late, serve what the policy permits in its place."""
         policy = request.target.call.policy
         timeout = policy.timeout if seen.covers(policy, 0) else None
         try:
-            flown, first = yield self._fly(request, lead, timeout)
+            flown, first = yield from self._fly(request, lead, timeout)
         except EncodeError:
             raise
         except Exception as error:
-            if lead.owner:  # ours if we have joined another's load; the load itself has given up its own
-                yield Follow(self.filling.release(request.target, lead.owner))
-            if seen.covers(policy, (self._clock() - seen.at) * 1000):
-                return self._covered(request, seen, error)
+            if self._covers(request, seen):
+                return self._covered(request, seen, counted, error)
             if not isinstance(error, LoadTimeoutError):
                 raise
-            flown, first = yield self._fly(request, lead, None)
-        if lead.owner and lead.owner != flown.owner:
-            yield Follow(self.filling.release(request.target, lead.owner))
+            flown, first = yield from self._fly(request, lead)
         if first:
-            return Found(flown.value, flown.payload)
+            return Found(flown.value, flown.payload, counted)
         try:
-            return Found(request.codec.decode(flown.payload), flown.payload)
+            return Found(request.codec.decode(flown.payload), flown.payload, counted)
         except DecodeError:  # whoever started the load keeps another type under this key
             value = yield Invoke(request.load)
-            return Found(value, request.codec.encode(value))
+            return Found(value, request.codec.encode(value), counted)
 
-    def _fly(self, request: Request, lead: Lead, timeout: float | None) -> Fly:
-        return Fly(lead.identity, partial(self.filling.load_and_fill, request, lead), timeout)
+    def _load_covered(self, request: Request, seen: Seen, counted: str) -> Steps[Found]:
+        """Load without Redis, which has gone away since it was looked at, with what was seen for the worst case."""
+        request.target.counts.direct += 1
+        try:
+            value = yield Invoke(request.load)
+        except Exception as error:
+            if self._covers(request, seen):
+                return self._covered(request, seen, counted, error)
+            raise
+        return Found(value, request.codec.encode(value), counted)
 
-    def _covered(self, request: Request, seen: Seen, error: Exception) -> Found:
+    def _fly(self, request: Request, lead: Lead, timeout: float | None = None) -> Steps[tuple[Flown, bool]]:
+        """Join the load in flight or start it; a lease that the load does not run under is given back."""
+        if lead.identity in self._flights:
+            yield from self._give_back(request.target, lead)
+            lead = replace(lead, owner=b"")
+        flown: Flown
+        flown, first = yield Fly(lead.identity, partial(self.filling.load_and_fill, request, lead), timeout)
+        if lead.owner != flown.owner:  # another thread was faster
+            yield from self._give_back(request.target, lead)
+        return flown, first
+
+    def _covers(self, request: Request, seen: Seen) -> bool:
+        return seen.covers(request.target.call.policy, (self.clock() - seen.at) * 1000)
+
+    def _covered(self, request: Request, seen: Seen, counted: str, error: Exception) -> Found:
         wanted = request.target
         wanted.counts.stale += 1
         log.warning("stale_served_on_error", function=wanted.call.label, key=wanted.key, error=type(error).__name__)
-        return Found(seen.value, seen.payload)
+        return Found(seen.value, seen.payload, counted)
 
     def _renew(self, request: Request) -> Steps[Flown]:
+        self.filling.overtake(request.target)
         noted = self.note(request.target)
-        _, _, lead = yield from self._open(request, renew=True, noted=noted)
+        _, lead = yield from self._open(request, renew=True, noted=noted)
         flown: Flown
         flown, _ = yield Fly((lead.ticket, unique()), partial(self.filling.load_and_fill, request, lead))
         return flown
@@ -244,10 +282,10 @@ class Reading(Looking):
         """
         wanted = request.target
         try:
-            owner, opened, lead = yield from self._open(request, noted=self.note(wanted))
-            if opened.leads and not (yield from self._replaced(wanted, entry, owner)):
+            opened, lead = yield from self._open(request, noted=self.note(wanted))
+            if opened.leads and not (yield from self._replaced(wanted, entry, lead)):
                 wanted.counts.refreshes += 1
-                yield self._fly(request, lead, None)
+                yield from self._fly(request, lead)
         except AwayError:
             return
         except Exception as error:  # noqa: BLE001 whatever the load raises; the value that was served stays

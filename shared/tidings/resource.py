@@ -24,10 +24,20 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack
 
-from .cached import Decorator, ReadOptions, Tags, check_tags, decorate
-from .described import Described
-from .errors import ArgumentError, ConfigurationError
-from .functions import BoundCachedFunction, BoundCachedSyncFunction, CachedFunction, CachedSyncFunction
+from .cached import (
+    Decorator,
+    ReadOptions,
+    Tags,
+    check_given_tags,
+    check_options,
+    check_tags,
+    decorate,
+    held_tags,
+    refuse_cached,
+)
+from .described import listed_tags
+from .errors import ConfigurationError
+from .functions import CachedFunction, CachedSyncFunction
 from .keys import check_namespace, qualified
 from .signature import Signature
 from .templates import Template, parse
@@ -60,7 +70,7 @@ class Resource:
         if not ids:
             raise ConfigurationError(f"{self._said}: name the argument that holds its id, as in resource('user', 'id')")
         for given in ids:
-            if not given.isidentifier():
+            if not str(given).isidentifier():
                 raise ConfigurationError(f"{self._said}: {given!r} is no argument's name; write it without braces")
         #: the template of the tag that its reads have and its writes invalidate
         self.tag = ":".join((name, *(f"{{{given}}}" for given in ids)))
@@ -74,6 +84,10 @@ class Resource:
         because calls that differ in it would share one entry, or in `ignore`, which names those that do not change the
         result, such as a session. `tags` come on top. Raises ConfigurationError at decoration.
         """
+        check_options(options, ReadOptions.__optional_keys__, f"{self._said}.cache_read()")
+        if not isinstance(suffix, str):
+            raise ConfigurationError(f"{self._said}.cache_read: suffix must be the end of a key, not {suffix!r}")
+        tags = held_tags(tags)
 
         def decorator(function: Any) -> Any:
             where, signature = self._check(getattr(function, "__func__", function), "cache_read", tags)
@@ -99,6 +113,7 @@ class Resource:
         have in common with the write by name, and their defaults. A warm that fails is logged and counted; the write
         does not fail. Raises ConfigurationError at decoration, also for a `warm` that needs an argument more.
         """
+        tags, warm = held_tags(tags), tuple(warm)
 
         def decorator(function: Any) -> Any:
             if isinstance(function, classmethod | staticmethod):
@@ -125,11 +140,8 @@ class Resource:
             if getattr(layer, _MARK, False):
                 cure = "put its tags into one, as tags=[…]" if decorator == "cache_write" else "take away one of them"
                 raise ConfigurationError(f"{where}: it has a cache_write already; {cure}")
-            if isinstance(layer, Described | BoundCachedFunction | BoundCachedSyncFunction):
-                raise ConfigurationError(
-                    f"{where}: it is cached already, and a hit calls nothing; take away one of them"
-                )
             layer = getattr(layer, "__wrapped__", None)
+        refuse_cached(function, where)
         signature = Signature(function)
         for given in self.ids:
             parameter = inspect.signature(function).parameters.get(given)
@@ -137,18 +149,17 @@ class Resource:
                 raise ConfigurationError(
                     f"{where}: it has no argument {given!r}, by which {self._said} goes; add it, or name another there"
                 )
-        if not callable(tags) and not isinstance(tags, str):
+        check_given_tags(tags, where)
+        if not callable(tags):
             _check_literals(tags, signature, where)
         return where, signature
 
     def _with_own(self, tags: Tags, signature: Signature, where: str) -> Tags:
         """Return what `cached` takes for the resource's tag and these."""
-        if isinstance(tags, str):
-            return tags  # refused by whoever checks tags
         if not callable(tags):
             return (self.tag, *tags)
         own, others = parse(self.tag, signature.names, where), tags
-        return lambda **arguments: (own.render(arguments.__getitem__), *_listed(others(**arguments), where))
+        return lambda **arguments: (own.render(arguments.__getitem__), *listed_tags("tags", others(**arguments), where))
 
 
 def _check_literals(tags: Iterable[str], signature: Signature, where: str) -> None:
@@ -173,10 +184,3 @@ def _check_key(key: Template, signature: Signature, ignore: Collection[str], whe
                 f"{where}: calls that differ in {name!r} would share one entry; put it into the key, as in "
                 f"suffix='…:{{{name}}}', or write ignore=[{name!r}] if it does not change the result"
             )
-
-
-def _listed(found: Iterable[str], where: str) -> tuple[str, ...]:
-    """Return the tags that a callable gave. Raises ArgumentError for one string: it would be taken letter by letter."""
-    if isinstance(found, str):
-        raise ArgumentError(f"{where}: tags returned the string {found!r} where a list of tags belongs")
-    return tuple(found)

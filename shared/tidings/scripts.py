@@ -89,7 +89,7 @@ local tokens = {{}}
 local under = string.sub(head, {LINEAGE_START + 1})
 for i = 2, #KEYS - 3 do
   local token = redis.pcall('GET', KEYS[i])
-  if type(token) ~= 'string' then
+  if type(token) ~= 'string' or #token < {UNIQUE_LENGTH} then
     if not at then logged, at = last_of(log) end
     token = ARGV[i + 6] .. ' ' .. digits(at) .. ' {NO_TOKEN.decode()} first use'
     redis.call('SET', KEYS[i], token, 'PX', ARGV[3])
@@ -131,6 +131,7 @@ return {{head, tokens, now, leads, left, position, asked and logged or '', asked
 # of the lease or '', and the tokens' values, then a fresh value for each result tag.
 #
 # A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
+# Of result tags nothing is known without the log of before the load: its last entry must still be there.
 FILL = Script.of(f"""
 {_NOW}
 {_LAST}
@@ -143,7 +144,8 @@ for i = 1, tokens do header[i] = ARGV[10 + i] end
 if results > 0 then
   local logged, at = last_of(KEYS[#KEYS])
   local seen = tonumber(ARGV[8])
-  local quiet, refused = logged ~= '' and logged == ARGV[9], at < seen
+  local quiet = logged == ARGV[9]
+  local refused = #redis.call('XRANGE', KEYS[#KEYS], ARGV[9], ARGV[9]) == 0
   for i = 1, results do
     local key = KEYS[1 + tokens + i]
     local token = redis.pcall('GET', key)

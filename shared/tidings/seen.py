@@ -21,6 +21,8 @@ class Found:
 
     value: Any
     payload: bytes
+    #: as what it was counted, see `telemetry.Counts`
+    counted: str
 
 
 @dataclass(frozen=True, slots=True)

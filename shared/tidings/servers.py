@@ -36,6 +36,7 @@ _REFUSED_OPTIONS = {
     "decode_responses": "tidings reads bytes; leave it out",
     "socket_timeout": "set operation_timeout (TIDINGS_OPERATION_TIMEOUT) in its place",
     "health_check_interval": "a connection that was closed is noticed without it; leave it out",
+    "max_connections": "an event loop has one or two, and threads have as many as are in Redis at once; leave it out",
     "retry_on_timeout": "a command that was sent is never sent again by itself; leave it out",
 }
 

@@ -4,14 +4,16 @@ Every variable starts with ``TIDINGS_``; the server's URL is also taken from ``R
 ``tidings worker`` started in this folder is found through the file ``.tidings/env``, which real variables override.
 """
 
+import json
 import re
-from typing import Annotated, Self, TypedDict
+from typing import Annotated, Any, Self, TypedDict
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigurationError
+from .policy import LONGEST_SECONDS
 
 #: Where `tidings worker` notes the address of the server that it started for this folder.
 DEVELOPMENT_ENV_FILE = ".tidings/env"
@@ -19,6 +21,27 @@ DEVELOPMENT_ENV_FILE = ".tidings/env"
 _NOT_A_URL = "<not a URL>"
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]*$")]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not True or False")  # noqa: TRY004 pydantic collects these
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """Read what the environment holds here and not in pydantic-settings, whose error would have the text in it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('is not JSON; an object is wanted, as in {"name": ...}') from None
+
+
+#: More than ten years is a mistake, and infinity is no number of milliseconds.
+Duration = Annotated[float, BeforeValidator(_no_bool), Field(le=LONGEST_SECONDS, allow_inf_nan=False)]
+Size = Annotated[int, BeforeValidator(_no_bool)]
 
 
 class Settings(BaseSettings):
@@ -37,64 +60,64 @@ class Settings(BaseSettings):
         default="", description="starts every key that tidings writes; shared by all that share events"
     )
     version: Word = Field(default="", description="part of entry keys only: a new version starts with an empty cache")
-    default_ttl: float = Field(
+    default_ttl: Duration = Field(
         default=3600,
         gt=0,
         validation_alias=AliasChoices("TIDINGS_DEFAULT_TTL", "TIDINGS_TTL_DEFAULT"),
         description='seconds an entry lives when its function names no ttl, or ttl="default"',
     )
-    token_ttl: float = Field(
+    token_ttl: Duration = Field(
         default=7 * 86_400,
         ge=60,
         description="seconds an unused token is remembered; an expired token costs a miss, never a stale hit",
     )
-    vacancy_ttl: float = Field(
+    vacancy_ttl: Duration = Field(
         default=600,
         ge=1,
         description="seconds a load may take and still be stored; a slower one is served but not cached",
     )
-    max_value_bytes: int = Field(
+    max_value_bytes: Size = Field(
         default=4 * 1024 * 1024, gt=0, description="a larger encoded value is served but not cached"
     )
-    operation_timeout: float = Field(
+    operation_timeout: Duration = Field(
         default=2.0,
         gt=0,
         description="seconds Redis has for one operation; a read then loads, an invalidation raises",
     )
-    bulk_bytes: int = Field(
+    bulk_bytes: Size = Field(
         default=16 * 1024,
         gt=0,
         description="values from this size on travel on a connection of their own, so that small reads do not wait",
     )
-    lease_ttl: float = Field(
+    lease_ttl: Duration = Field(
         default=5.0,
         gt=0,
-        description="seconds other processes wait for a load before one of them takes over",
+        description="seconds other processes wait for a load before one of them loads too; more than a load takes",
     )
-    max_refreshes: int = Field(
+    max_refreshes: Size = Field(
         default=64, ge=0, description="refreshes in the background at a time; beyond it a stale value is not refreshed"
     )
-    local_max_entries: int = Field(default=10_000, gt=0, description="entries that the local tier holds at most")
-    local_max_bytes: int = Field(default=64 * 1024 * 1024, gt=0, description="encoded bytes in the local tier at most")
-    outage_ttl: float = Field(
+    local_max_entries: Size = Field(default=10_000, gt=0, description="entries that the local tier holds at most")
+    local_max_bytes: Size = Field(default=64 * 1024 * 1024, gt=0, description="encoded bytes in the local tier at most")
+    outage_ttl: Duration = Field(
         default=0, ge=0, description="seconds a value loaded while Redis is away is kept in this process; 0: not at all"
     )
-    outage_max_bytes: int = Field(
+    outage_max_bytes: Size = Field(
         default=16 * 1024 * 1024, gt=0, description="encoded bytes that are kept in an outage at most"
     )
-    compress_bytes: int = Field(
+    compress_bytes: Size = Field(
         default=0, ge=0, description="values from this size on are compressed with zstd (tidings[zstd]); 0: none"
     )
-    encryption_keys: dict[str, list[SecretStr]] = Field(
+    encryption_keys: Annotated[dict[str, list[SecretStr]], NoDecode, BeforeValidator(_from_json)] = Field(
         default_factory=dict,
         description="AES keys by namespace ('*': every other), base64, newest first: the first encrypts, all decrypt",
     )
-    ttls: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    ttls: Annotated[dict[str, Annotated[Duration, Field(gt=0)]], NoDecode, BeforeValidator(_from_json)] = Field(
         default_factory=dict, description="seconds by namespace, for functions that name no ttl"
     )
-    ttl_short: float = Field(default=60, gt=0, description='seconds meant by ttl="short"')
-    ttl_long: float = Field(default=86_400, gt=0, description='seconds meant by ttl="long"')
-    log_length: int = Field(default=10_000, ge=100, description="entries kept in the invalidation log, about")
+    ttl_short: Duration = Field(default=60, gt=0, description='seconds meant by ttl="short"')
+    ttl_long: Duration = Field(default=86_400, gt=0, description='seconds meant by ttl="long"')
+    log_length: Size = Field(default=10_000, ge=100, description="entries kept in the invalidation log, about")
     group: Word = Field(
         default="tidings", min_length=1, description="the consumer group whose ack makes an event applied"
     )
@@ -157,6 +180,8 @@ class GivenSettings(Settings):
     @classmethod
     def of(cls, url: str, options: CacheOptions) -> Self:
         """Make settings of a URL and options. Raises ConfigurationError, which lists every problem."""
+        if not isinstance(url, str):
+            raise ConfigurationError(f"the URL is a string, such as redis://localhost:6379, not a {type(url).__name__}")
         unknown = options.keys() - cls.model_fields.keys()
         if unknown:
             raise ConfigurationError(f"Cache takes no option {', '.join(sorted(unknown))}")

@@ -7,6 +7,7 @@ from .breaker import Breaker, is_answer
 from .entries import Look
 from .errors import UnavailableError
 from .keys import Keyspace
+from .link import ClosedError
 from .local import LocalTier, clock
 from .memory import Memory
 from .operations import Invalidate, Operation, Ping
@@ -95,6 +96,8 @@ class Shared:
 
     def failed(self, error: UnavailableError) -> None:
         """Take note of an operation that failed: Redis is away, or it answers and refuses."""
+        if isinstance(error.__cause__, ClosedError):
+            return
         self.breaker.failed(error)
         if is_answer(error):
             self.telemetry.refused(str(error))

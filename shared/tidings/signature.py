@@ -12,6 +12,9 @@ from .errors import ArgumentError
 from .keys import canonical_json, digest, qualified
 from .templates import Template
 
+#: Characters or bytes of one argument that a memo keeps: it holds thousands of calls.
+_LONGEST_REMEMBERED = 256
+
 _EXACT = frozenset((str, int, bool, bytes, date, UUID, type(None)))
 
 
@@ -95,12 +98,15 @@ class Signature:
 
 
 def memorable(identity: tuple[Any, ...]) -> bool:
-    """Say whether equal identities (see `Signature.identify`) are equal arguments to every digit.
+    """Say whether equal identities (see `Signature.identify`) are equal arguments to every digit, and small.
 
     Not so for floats (0.0 and -0.0), for times (two moments of an autumn night), nor for containers, models and
-    anything with an equality of its own.
+    anything with an equality of its own; nor for long texts, which a memo would keep by the thousand.
     """
-    return all(kind in _EXACT for kind in identity[len(identity) // 2 :])
+    half = len(identity) // 2
+    return all(kind in _EXACT for kind in identity[half:]) and not any(
+        isinstance(value, str | bytes) and len(value) > _LONGEST_REMEMBERED for value in identity[:half]
+    )
 
 
 def _compile_binder(

@@ -70,25 +70,37 @@ class Flights:
         """Carry out a read, together with those who ask for the `same` before it has begun (None: with nobody).
 
         Gives what `read` returns, and whether it was this caller's. It belongs to the flights: a caller who goes stops
-        nothing. A task begins in the next round of the event loop, so whoever joins has asked before anything was sent
-        on its behalf, and is answered as if it had asked alone; a crowd that misses at once costs one read.
+        it only if all others have gone. A task begins in the next round of the event loop, so whoever joins has asked
+        before anything was sent on its behalf, and is answered as if it had asked alone; a crowd that misses at once
+        costs one read.
         """
-        task = None if same is None else self._unbegun.get(same)
+        # A load that reads its own entry must find the flight that it is in, not join one who waits for that flight.
+        mark = None if same is None else (same, loading.get())
+        task = None if mark is None else self._unbegun.get(mark)
         first = task is None
         if task is None:
-            task = asyncio.create_task(self._begin(same, read))
+            task = asyncio.create_task(self._begin(mark, read))
             self._tasks[task] = task
-            if same is not None:
-                self._unbegun[same] = task
+            if mark is not None:
+                self._unbegun[mark] = task
             self._callers[task] = []
             task.add_done_callback(lambda done: self._read(key, done))
         # A future for each caller, as `asyncio.shield` makes, at a quarter of its cost: it is crowds that share.
         caller: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._callers[task].append(caller)
-        return await caller, first
+        callers = self._callers[task]
+        callers.append(caller)
+        try:
+            return await caller, first
+        except asyncio.CancelledError:
+            # Nobody wants to know any more. The load that it waits for goes on, but for a crowd that comes and goes
+            # while a load hangs nothing must be left behind.
+            if not task.done() and all(other.done() for other in callers):
+                self._unbegun.pop(mark, None)
+                task.cancel()
+            raise
 
-    async def _begin(self, same: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        self._unbegun.pop(same, None)
+    async def _begin(self, mark: Hashable, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._unbegun.pop(mark, None)
         return await read()
 
     def _read(self, key: str, task: asyncio.Task[Any]) -> None:
@@ -122,7 +134,10 @@ class Flights:
 
         Then nothing that it starts would be carried out, and Python would complain of it on standard error.
         """
-        task = asyncio.current_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # the loop has been closed in the middle of the load
+            return True
         ours = task is not None and task.cancelling() > 0 and task in self._tasks.values()
         return ours and not self._cancelling
 

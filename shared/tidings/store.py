@@ -1,4 +1,6 @@
-"""The only module that sends cache commands: `operations` to Redis, from a coroutine or from a thread.
+"""Carries out every operation of the cache on Redis, from a coroutine or from a thread.
+
+Only what follows a stream goes past it, on a connection of its own that blocks there: `tail`, `wakes`, `publisher`.
 
 async or threads: an asynchronous client for each event loop, since its connections belong to that loop; connections for
 all threads, each used by one thread at a time. Neither ever calls the other.
@@ -139,10 +141,9 @@ class RedisStore:
         )
 
     async def aclose(self) -> None:
-        """Close the connections; not to be used afterwards."""
-        for multiplexer in (self._small, self._bulk):
-            if multiplexer is not None:
-                await multiplexer.aclose()
+        """Close the connections; every operation fails afterwards."""
+        for multiplexer in (self._small, self._for_bulk()):  # this too, so that nobody makes it later
+            await multiplexer.aclose()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
@@ -159,8 +160,9 @@ class RedisStore:
     async def _stay(self) -> None:
         try:
             await asyncio.get_running_loop().create_future()
-        finally:
+        except asyncio.CancelledError:
             await self._close_clients()
+            raise
 
     async def _close_clients(self) -> None:
         for client in (self.client, self.blocking, *self._others):

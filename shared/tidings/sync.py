@@ -1,17 +1,22 @@
 """The blocking side of a cache, for threads and scripts: the methods of `Cache`, with the same promises."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from .cached import CachedOptions, Decorator
 from .events import Event
 from .invalidation import direct
 from .memory import SyncMemoryStore
 from .policy import Seconds, TtlWord
 from .publisher import SyncReceipt
+from .resource import Resource
 from .shared import Shared
 from .store import SyncRedisStore, SyncStore
 from .sync_reader import SyncReader
 from .targets import Call
+
+if TYPE_CHECKING:
+    from .cache import Cache
 
 T = TypeVar("T")
 
@@ -19,8 +24,9 @@ T = TypeVar("T")
 class SyncCache:
     """`Cache.sync`. Safe under threads; never to be called on an event loop, which it would block."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, cache: "Cache") -> None:
         self._shared = shared
+        self._cache = cache
         memory, settings = shared.memory, shared.settings
         store: SyncStore = SyncRedisStore.connect(settings) if memory is None else SyncMemoryStore(memory)
         outage = None if shared.outage is None else SyncReader(SyncMemoryStore(shared.outage), shared, main=False)
@@ -29,6 +35,14 @@ class SyncCache:
         self._commands = self.reader.commands
 
     # The read side
+
+    def cached(self, **options: Unpack[CachedOptions]) -> Decorator:
+        """See `Cache.cached`: whether the function is plain decides how it is called, not where it is decorated."""
+        return self._cache.cached(**options)
+
+    def resource(self, name: str, *ids: str) -> Resource:
+        """See `Cache.resource`."""
+        return self._cache.resource(name, *ids)
 
     def get(self, key: str, *, namespace: str = "default", default: Any = None) -> Any:
         """See `Cache.get`."""
@@ -117,9 +131,9 @@ class SyncCache:
         """See `Cache.invalidate_call`."""
         self.reader.drive(self._commands.invalidate_call(call))
 
-    def invalidate_tokens(self, causes: Mapping[str, str]) -> None:
+    def invalidate_tokens(self, causes: Mapping[str, str], *, events: str = "") -> None:
         """See `Cache.invalidate_tokens`."""
-        self.reader.drive(self._commands.invalidate(causes))
+        self.reader.drive(self._commands.invalidate(causes, events=events))
 
     # Events
 
@@ -148,3 +162,9 @@ class SyncCache:
         """Wait for what runs in the background, then close all connections; the next call opens new ones."""
         self.reader.close(drain_timeout)
         self._shared.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

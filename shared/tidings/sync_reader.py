@@ -82,6 +82,9 @@ class SyncReader:
                 return self.drive(self.reading.refresh(request))
             except AwayError:
                 pass
+        if self.outage is not None and not self.breaker.closed:
+            request.target.counts.direct += 1
+            return self.outage.refresh(request)
         return self.read_without(request)
 
     def ensure(self, request: Request, *, renew: bool = False) -> Stored:

@@ -32,6 +32,8 @@ from typing import Any
 
 import structlog
 
+from .forks import in_child
+
 
 class _ServiceLogger:
     """Where the service's structlog configuration sends log events; without one, standard error.
@@ -175,15 +177,26 @@ _COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int)
 AGE_SAMPLE = 32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Telemetry:
-    """Counters by namespace and function, and the one line a change of state is worth. Safe under threads."""
+    """Counters by namespace and function, and the one line a change of state is worth. Safe under threads.
+
+    There are as many counters as functions and namespaces in use: what bounds them is the code that names these, as
+    long as it makes no namespace of what its users send.
+    """
 
     server: str
     _counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _refusing: bool = False
     _said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        in_child(self._forked)
+
+    def _forked(self) -> None:
+        """In a forked child whoever held the lock is not here; the counters go on."""
+        self._lock = threading.Lock()
 
     def of(self, namespace: str, label: str) -> Counts:
         """Return the counters of a function; `label` names it."""

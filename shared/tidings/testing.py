@@ -70,8 +70,8 @@ class Invalidated:
 class RecordingCache(Cache):
     """A ``memory://`` cache that remembers what was published and invalidated through it.
 
-    `clock` gives seconds, a `FrozenClock` for example; the options are those of `Cache`. Unlike that of a service, its
-    memory is of one cache: a second one knows nothing of the first.
+    `clock` gives seconds, a `FrozenClock` for example; the options are those of `Cache`. As of any ``memory://``, its
+    memory is of this cache: a second one knows nothing of the first.
     """
 
     def __init__(self, *, clock: Callable[[], float] = real_clock, **options: Unpack[CacheOptions]) -> None:

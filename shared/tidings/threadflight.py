@@ -28,6 +28,8 @@ class _Flight(Future[Any]):
     callers = 0
     #: whether some caller loads, or has loaded
     led = False
+    #: whether it runs on a thread of its own
+    alone = False
     #: where its callers go on when the thread that loads was interrupted
     successor: "_Flight | None" = None
 
@@ -45,29 +47,39 @@ class ThreadFlights:
     def join(self, ticket: Hashable, load: Callable[[], T], timeout: float | None = None) -> tuple[T, bool]:
         """Return the load's result and whether this caller started it; see `singleflight.Flights.join`.
 
-        A thread that is interrupted while it loads for others lets one of them take over.
+        A thread that is interrupted while it loads for others lets one of them take over: what ends it, an exception
+        that is no `Exception`, is nobody else's affair. On a thread of its own it is what the load raises.
         """
         if ticket in loading.get():
             return load(), True
         flight: _Flight | None = None
         while True:
-            with self._lock:
-                flight = self._flights.get(ticket) if flight is None else flight.successor
-                if flight is None:
-                    flight = self._flights[ticket] = _Flight()
-                first, flight.led = not flight.led, True
-                flight.callers += 1
-            if first and (timeout is None or not self._start(ticket, partial(self._fly_alone, ticket, flight, load))):
-                return self._fly(ticket, flight, load), True
-            if timeout is not None and not wait((flight,), timeout).done:
+            first = False
+            try:  # from here on: an interrupt may come between any two steps, and must leave no flight that nobody ends
                 with self._lock:
-                    flight.callers -= 1
-                raise LoadTimeoutError
+                    flight = self._flights.get(ticket) if flight is None else flight.successor
+                    if flight is None:
+                        flight = self._flights[ticket] = _Flight()
+                    first, flight.led = not flight.led, True
+                    flight.callers += 1
+                alone = partial(self._fly_alone, ticket, flight, load)
+                if first and (timeout is None or not self._start(ticket, alone)):
+                    return self._fly(ticket, flight, load), True
+            except BaseException as error:
+                if first and flight is not None:
+                    self._crash(ticket, flight, error)
+                raise
             try:
+                if timeout is not None and not wait((flight,), timeout).done:
+                    raise LoadTimeoutError  # noqa: TRY301 it counts as going, too
                 return flight.result(), first
-            except CancelledError:
-                if not flight.cancelled():  # the load's own
-                    raise
+            except BaseException as error:
+                if not flight.done():
+                    with self._lock:
+                        flight.callers -= 1
+                elif flight.cancelled() and isinstance(error, CancelledError):
+                    continue  # and not the load's own
+                raise
 
     def behind(self, key: Hashable, work: Callable[[], object], limit: int) -> bool:
         """Run `work` in the background, unless some runs for this key or `limit` for others."""
@@ -117,18 +129,19 @@ class ThreadFlights:
         def run() -> None:
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 nobody else would hear of it
-                log.error("background_failed", key=str(key), exc_info=error)
+            except BaseException as error:  # noqa: BLE001 nobody else would hear of it
+                log.error("background_failed", key=_name(key), exc_info=error)
             finally:
                 with self._lock:
                     self._threads.discard(thread)
 
-        thread = threading.Thread(target=copy_context().run, args=(run,), name=f"tidings-{key}"[:60], daemon=True)
+        name = f"tidings-{_name(key)}"[:60]
+        thread = threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True)
         with self._lock:  # who drains joins only what has been started
             try:
                 thread.start()
             except RuntimeError as error:
-                log.error("background_failed", key=str(key), exc_info=error)
+                log.error("background_failed", key=_name(key), exc_info=error)
                 return False
             self._threads.add(thread)
         return True
@@ -137,32 +150,47 @@ class ThreadFlights:
         marked = loading.set(loading.get() | {ticket})
         try:
             result = load()
-        except Exception as error:
-            self._land(ticket)
-            flight.set_exception(error)
-            raise
-        except BaseException:  # this thread is being ended; that is nobody else's affair
-            with self._lock:
-                del self._flights[ticket]
-                if flight.callers > 1:
-                    flight.successor = self._flights[ticket] = _Flight()
-            flight.cancel()
-            flight.set_running_or_notify_cancel()  # `wait` hears of it no sooner
-            raise
-        else:
-            self._land(ticket)
-            flight.set_result(result)
-            return result
         finally:
             loading.reset(marked)
+        self._land(ticket, flight)
+        flight.set_result(result)
+        return result
 
     def _fly_alone(self, ticket: Hashable, flight: _Flight, load: Callable[[], T]) -> None:
+        with self._lock:
+            if flight.done():  # whoever started this thread was interrupted, and has handed over
+                return
+            flight.alone = True
         try:
             self._fly(ticket, flight, load)
-        except Exception as error:  # noqa: BLE001 whoever still waits raises it
+        except BaseException as error:  # noqa: BLE001 whoever still waits raises it
+            self._land(ticket, flight)
+            flight.set_exception(error)
             if not flight.callers:
-                log.error("load_failed_unheard", ticket=getattr(ticket, "key", None), exc_info=error)
+                log.error("load_failed_unheard", ticket=_name(ticket), exc_info=error)
 
-    def _land(self, ticket: Hashable) -> None:
+    def _crash(self, ticket: Hashable, flight: _Flight, error: BaseException) -> None:
+        """End a flight that its first caller leaves; an error is everybody's, an interrupt hands over."""
         with self._lock:
-            self._flights.pop(ticket, None)
+            if flight.alone or flight.done():
+                return
+            interrupted = not isinstance(error, Exception)
+            if self._flights.get(ticket) is flight:
+                del self._flights[ticket]
+                if interrupted and flight.callers > 1:
+                    flight.successor = self._flights[ticket] = _Flight()
+            if interrupted:
+                flight.cancel()
+                flight.set_running_or_notify_cancel()  # `wait` hears of it no sooner
+            else:
+                flight.set_exception(error)
+
+    def _land(self, ticket: Hashable, flight: _Flight) -> None:
+        with self._lock:
+            if self._flights.get(ticket) is flight:
+                del self._flights[ticket]
+
+
+def _name(key: Hashable) -> str:
+    """Return what a log line calls a load: of a ticket, only its key."""
+    return str(getattr(key, "key", key))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
-from .described import Described
+from .described import Described, listed_tags
 from .errors import ConfigurationError, InvalidationError, WriteNotInvalidatedError
 from .functions import CachedFunction, CachedSyncFunction
 from .invalidation import direct
@@ -79,7 +79,7 @@ class Write:
         bound = self.signature.bind(*args, **kwargs)
         given = dict(zip(self.signature.names, bound, strict=True))
         if callable(self.tags):
-            tags = tuple(self.tags(**self.signature.arguments(bound)))
+            tags = listed_tags("tags", self.tags(**self.signature.arguments(bound)), self.name)
         else:
             tags = tuple(template.render(given.__getitem__) for template in self.tags)
         return Due(self.cache(), given, tags, direct(self.name, tags=tags))

@@ -257,7 +257,7 @@ def options() -> None:
     cached(ttl="soon")  # type: ignore[arg-type]
     cached(tags=[1])  # type: ignore[list-item]
     cached(local_ttl="5")  # type: ignore[arg-type]
-    cached(find_user)  # type: ignore[call-arg, arg-type]
+    cached(find_user)  # type: ignore[arg-type]
     cache.cached(namespce="users")  # type: ignore[call-arg]
     Cache("memory://", prefx="")  # type: ignore[call-arg]
     Cache("memory://", default_ttl="60")  # type: ignore[arg-type]

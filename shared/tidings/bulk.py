@@ -71,9 +71,11 @@ def read_many(reading: Reading, requests: Sequence[Request], load: _Load) -> Ste
     except AwayError:
         for index in missing:
             requests[index].target.counts.direct += 1
-        loaded = (yield from load(missing)) if missing else {}
-        for index, value in loaded.items():
-            values[index] = value
+        if missing:
+            with requests[missing[0]].target.counts.loading():
+                loaded = yield from load(missing)
+            for index, value in loaded.items():
+                values[index] = value
     return values
 
 

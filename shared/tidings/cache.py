@@ -81,7 +81,7 @@ class Cache:
 
         Valid until the next invalidation of the namespace or of a tag; one that overlaps this call may count as before
         it or after it. Raises EncodeError for a value that would not come back as it was, UnavailableError when Redis
-        does not take it.
+        does not take it, and at once while it is known to be away.
         """
         reader = self.reader()
         await reader.drive(reader.commands.set_many({key: value}, namespace, ttl, tags))

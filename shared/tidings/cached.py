@@ -23,6 +23,7 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -230,9 +231,10 @@ def check_callable(given: Any, option: str, where: str) -> None:
         raise ConfigurationError(f"{where}: {option} is an async function, and nobody awaits it; make it a plain def")
 
 
-def held_tags(tags: Tags) -> Tags:
+def held_tags(tags: T) -> T:
     """Return tags that can be gone through more than once: a generator would give them to the first function alone."""
-    return tuple(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) and not callable(tags) else tags
+    held: Any = tuple(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) and not callable(tags) else tags
+    return held  # type: ignore[no-any-return]
 
 
 def check_given_tags(tags: Tags, where: str) -> None:

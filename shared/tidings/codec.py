@@ -11,6 +11,7 @@ import inspect
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -65,6 +66,12 @@ class Codec(Generic[T]):
             self._adapter.validator.validate_json if ready else self._adapter.validate_json
         )
 
+    def naming(self, where: str) -> "Codec[T]":
+        """Return the same, with another `where`."""
+        made = copy(self)
+        made._where = where  # noqa: SLF001 its own
+        return made
+
     def encode(self, value: T) -> bytes:
         """Return bytes that `decode` turns into an equal value of equal types.
 
@@ -72,6 +79,12 @@ class Codec(Generic[T]):
         but not the name of its zone, and a model forgets which of its fields were set by default. Raises EncodeError
         naming type and place.
         """
+        try:
+            return self._encoded(value)
+        except RecursionError:
+            raise EncodeError(f"{self._where}: the value is nested too deep, or contains itself") from None
+
+    def _encoded(self, value: T) -> bytes:
         plain, change = self._try_json(value)
         if plain is not None and change is None:
             return JSON + plain

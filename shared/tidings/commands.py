@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 from .bulk import peek_many, read_many
+from .cached import held_tags
+from .entries import Look
 from .errors import InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
 from .invalidation import by_pattern, invalidation
-from .keys import check_namespace
+from .keys import ALL, check_namespace
 from .naming import Many, codec_of, named, untyped
-from .operations import Append, Ping
+from .operations import Append, Batch, Ping
 from .policy import Seconds, TtlWord
 from .reading import Reading
 from .seen import NOTHING, AwayError
@@ -39,15 +41,24 @@ class Commands:
         tags: Iterable[str] = (),
     ) -> Request:
         """Return the request for an entry that the caller names; its values are `func`'s, or JSON types."""
-        codec = untyped if func is None else codec_of(func)
+        where = f"{'set' if func is None else 'get_or_set'}({key!r:.100})"
+        codec = untyped.naming(where) if func is None else codec_of(func, where)
         return Request(self._shared.target(named(key, namespace, ttl, tags)), func, codec)
 
     def set_many(
         self, values: Mapping[str, Any], namespace: str, ttl: Seconds | TtlWord | None, tags: Iterable[str]
     ) -> Steps[None]:
-        """Store values under their keys."""
-        given = tags if isinstance(tags, str) else tuple(tags)
+        """Store values under their keys; at once UnavailableError while Redis is known to be away.
+
+        Not so what invalidates, which is tried even then: a value that is not set is a miss, one that is not
+        invalidated is wrong.
+        """
+        given = held_tags(tags)
         requests = [self.named(key, namespace, None, ttl, given) for key in values]
+        if requests and not self._shared.breaker.closed:
+            raise UnavailableError(
+                f"{self._shared.telemetry.server}: Redis is away; nothing is stored until it is back"
+            )
         if requests:
             yield from self._reading.filling.put(requests, list(values.values()))
 
@@ -77,13 +88,16 @@ class Commands:
 
         def load(indices: Sequence[int]) -> Steps[Mapping[int, Any]]:
             loaded = yield Invoke(partial(func, [many.keys[index] for index in indices]))
-            return many.indexed(loaded, indices)
+            return many.indexed(loaded, indices, func)
 
         if requests and self._shared.breaker.closed:
             return many.named((yield from read_many(self._reading, requests, load)))
         for request in requests:
             request.target.counts.direct += 1
-        loaded = (yield from load(range(len(requests)))) if requests else {}
+        if not requests:
+            return {}
+        with requests[0].target.counts.loading():
+            loaded = yield from load(range(len(requests)))
         return many.named([loaded.get(index, NOTHING) for index in range(len(requests))])
 
     def delete(self, key: str, namespace: str) -> Steps[bool]:
@@ -122,12 +136,13 @@ class Commands:
     def health(self) -> Steps[dict[str, Any]]:
         """Say how the server and the local tier are."""
         started = time.perf_counter()
-        found: dict[str, Any] = {"ok": True, **self._shared.health()}
         try:
-            yield Ask(Ping())
+            # What every read reads, as well: a server may answer a PING and permit nothing else.
+            yield Ask(Batch((Ping(), Look((self._shared.keys.token(ALL),)))))
         except UnavailableError as error:
-            return {**found, "ok": False, "error": str(error)}
-        return {**found, "latency_ms": round((time.perf_counter() - started) * 1000, 3)}
+            return {"ok": False, **self._shared.health(), "reads": "direct", "error": str(error)}
+        latency_ms = round((time.perf_counter() - started) * 1000, 3)
+        return {"ok": True, **self._shared.health(), "latency_ms": latency_ms}
 
     def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> Steps[int]:
         shared = self._shared

@@ -94,7 +94,8 @@ class Reader:
         request.target.counts.direct += 1
         if self.outage is not None and not self.breaker.closed:
             return await self.outage.read(request)
-        return await request.load()
+        with request.target.counts.loading():
+            return await request.load()
 
     async def refresh(self, request: Request) -> Any:
         """Load now and fill, whatever is cached. Cancelling the caller does not cancel the load."""

@@ -160,6 +160,8 @@ def _check(url: str) -> None:
         raise ConfigurationError(f"the URL {redact(url)} has the option {option}: {_REFUSED_OPTIONS[option]}")
     if not set(options.get("protocol", ())) <= {"2", "3"}:
         raise ConfigurationError(f"the URL {redact(url)}: protocol must be 2 or 3")
+    if scheme in {"redis", "rediss"} and not (parts.path.strip("/") or "0").isdecimal():
+        raise ConfigurationError(f"the URL {redact(url)} ends with what is no database number")
     if sentinel:
         _check_sentinel(url, parts.path, options.keys() - (_TLS_OPTIONS if scheme == "rediss+sentinel" else set()))
 

@@ -193,7 +193,10 @@ class GivenSettings(Settings):
 
 def describe(error: ValidationError, prefix: str) -> str:
     """One line a problem, by the variable's name, without the value: values can be secret."""
-    lines = [f"{prefix}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+    lines = [
+        f"{prefix}{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors(include_input=False)
+    ]
     return "settings are not valid:\n  " + "\n  ".join(lines).replace(prefix * 2, prefix)
 
 

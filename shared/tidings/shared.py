@@ -4,13 +4,13 @@ from math import inf
 from typing import Any
 
 from .breaker import Breaker, is_answer
-from .entries import Look
+from .entries import Fill, Put
 from .errors import UnavailableError
 from .keys import Keyspace
 from .link import ClosedError
 from .local import LocalTier, clock
 from .memory import Memory
-from .operations import Invalidate, Operation, Ping
+from .operations import Append, Batch, Invalidate, Operation, Ping
 from .sealing import Sealer
 from .servers import sync_servers
 from .settings import Settings, redact
@@ -42,6 +42,7 @@ class Shared:
         )
         self.tail: Tail | None = None
         self._tail_lost = False
+        self._tier_used = False
         self._prober: SyncRedisStore | None = None
         if self.memory is None:
             self._prober = SyncRedisStore.connect(settings)
@@ -62,6 +63,7 @@ class Shared:
 
     def note(self) -> int | None:
         """Return the position of the local tier; see `LocalTier.note`. The first time, begin to follow the log."""
+        self._tier_used = True
         if self.tail is None:
             self.tier.alive(inf)  # again, in a forked child
         else:
@@ -77,14 +79,18 @@ class Shared:
             self.outage.run(operation)
 
     def health(self) -> dict[str, Any]:
-        """Return what is known without asking: whether reads ask Redis, and how far the tail is behind."""
+        """Return what is known without asking: whether reads ask Redis, and how far the tail is behind.
+
+        `refusing`: it answered the last time something was to be written, and did not do it.
+        """
         found: dict[str, Any] = {
             "server": self.telemetry.server,
             "reads": "cached" if self.breaker.closed else "direct",
+            "refusing": self.telemetry.refusing,
         }
         lag = None if self.tail is None else self.tail.lag
         found["local_tier"] = {
-            "alive": self.tier.clock() < self.tier.alive_until,
+            "alive": self.tier.clock() < self.tier.alive_until if self._tier_used else None,
             "entries": len(self.tier),
             "bytes": self.tier.bytes,
             "evictions": self.tier.evictions,
@@ -103,9 +109,9 @@ class Shared:
             self.telemetry.refused(str(error))
 
     def succeeded(self, operation: Operation[Any]) -> None:
-        """Take note of one that went through: Redis is there, and if it was no mere look it takes what is written."""
+        """Take note of one that went through: Redis is there, and if it wrote, it takes what is written."""
         self.breaker.succeeded()
-        if not isinstance(operation, Look):
+        if self.telemetry.refusing and _writes(operation):
             self.telemetry.accepted()
 
     def stop(self) -> None:
@@ -134,3 +140,13 @@ class Shared:
         self._tail_lost = not alive
         if not alive:
             log.warning("local_tier_lost", server=self.telemetry.server, reason=reason)
+
+
+def _writes(operation: Operation[Any]) -> bool:
+    """Say whether an operation that went through has written what a server without memory would not have taken.
+
+    A PING or a look does not tell; nor does an `Open`, which writes only where something is missing, or the end of a
+    lease: between two fills that are refused they would say each time that all is well again.
+    """
+    operations = operation.operations if isinstance(operation, Batch) else (operation,)
+    return any(isinstance(one, Fill | Put | Append | Invalidate) for one in operations)

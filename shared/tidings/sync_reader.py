@@ -73,7 +73,8 @@ class SyncReader:
         request.target.counts.direct += 1
         if self.outage is not None and not self.breaker.closed:
             return self.outage.read(request)
-        return request.load()
+        with request.target.counts.loading():
+            return request.load()
 
     def refresh(self, request: Request) -> Any:
         """See `Reader.refresh`."""

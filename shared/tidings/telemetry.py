@@ -27,6 +27,9 @@ import os
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -145,6 +148,19 @@ class Counts:
     #: seconds since the fill, of one hit in `AGE_SAMPLE`: by this machine's clock against the server's
     age_s: Histogram = field(default_factory=Histogram)
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count what this block does as a load that goes past Redis."""
+        self.loads += 1
+        started = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self.load_errors += 1
+            raise
+        load_us = round((time.perf_counter() - started) * 1e6)
+        self.load_us.add(load_us)
+
     def add(self, other: "Counts") -> None:
         """Add the other's counters to these."""
         for name in _COUNTERS:
@@ -188,7 +204,8 @@ class Telemetry:
     server: str
     _counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _refusing: bool = False
+    #: whether Redis answered and did not do what it was asked, and has done nothing of the kind since
+    refusing: bool = False
     _said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -209,21 +226,24 @@ class Telemetry:
     def availability(self, away: bool, reason: str) -> None:
         """Say that Redis is away, or that it is back; called once for each change."""
         if away:
-            log.warning("cache_unavailable", server=self.server, error=reason)
+            log.warning("cache_unavailable", server=self.server, error=self._without_server(reason))
         else:
             log.info("cache_available", server=self.server)
 
     def refused(self, reason: str) -> None:
         """Say, once until it is over, that Redis answers and does not do what it is asked."""
-        if not self._refusing:
-            self._refusing = True
-            log.warning("cache_refused", server=self.server, error=reason)
+        if not self.refusing:
+            self.refusing = True
+            log.warning("cache_refused", server=self.server, error=self._without_server(reason))
 
     def accepted(self) -> None:
         """Say that Redis does what it is asked again, if it did not before."""
-        if self._refusing:
-            self._refusing = False
+        if self.refusing:
+            self.refusing = False
             log.info("cache_accepted", server=self.server)
+
+    def _without_server(self, reason: str) -> str:
+        return reason.removeprefix(f"{self.server}: ")
 
     def too_large(self, counts: Counts, function: str, size: int, limit: int) -> None:
         """Count a value over the limit; say so once for each function."""

@@ -1,4 +1,4 @@
-"""Everything that one event-loop tick sends to Redis, in one write on one connection.
+"""What one event-loop tick sends to Redis, in one write on one connection, or in two.
 
 A pool gives each command a connection of its own for as long as it is under way, and most of what a cached read costs
 is that: at 200 tasks 50 us of 53. One connection can carry all of them: commands are answered in the order in which
@@ -11,6 +11,10 @@ What a tick sends is the commands of its exchanges, and behind them one MGET of 
 - One that is under way is never joined. The server may have answered it before an invalidation that has been
   acknowledged since, and the one who joins would be handed a value from before it.
 - It goes last, so that whoever reads after a fill was sent finds it, in the same tick too.
+
+When many read in one tick and the server has nothing to do, the first of them go out at once, as an MGET of their own:
+the server works on it while the others still ask. From then on there are two under way in turn, and neither side waits
+for the other, which is a fifth of the time of a read.
 
 Deadlines are one timer for the connection, not one for each call, which would cost 2 to 4 us: replies come in order, so
 when the oldest is overdue, those behind it wait in vain as well.
@@ -30,6 +34,9 @@ _Read = tuple[tuple[str, ...], "asyncio.Future[Values]"]
 
 #: Seconds without a command after which the server may have closed the connection: see `Multiplexer._soon`.
 _IDLE = 1.0
+
+#: Reads of one tick that are worth a write of their own while the server has nothing to do.
+_MANY = 32
 
 
 class _Exchange:
@@ -107,6 +114,10 @@ def _packable(reads: list[_Read]) -> list[_Read]:
     return fit
 
 
+def _has_paused(link: Link) -> bool:
+    return not link.waiting and link.loop.time() - link.used_at > _IDLE
+
+
 def _as_it_is(failure: Exception) -> Exception:
     return failure
 
@@ -159,6 +170,8 @@ class Multiplexer:
         self._reads.append((keys, future))
         if not self._due:
             self._soon()
+        elif len(self._reads) == _MANY:
+            self._start_early()
         return future
 
     def _soon(self) -> None:
@@ -173,10 +186,16 @@ class Multiplexer:
             self._connect()
         elif link.writable:
             call_soon = link.loop.call_soon
-            if not link.waiting and link.loop.time() - link.used_at > _IDLE:
+            if _has_paused(link):
                 call_soon(call_soon, self._flush)
             else:
                 call_soon(self._flush)
+
+    def _start_early(self) -> None:
+        """Send what there is before the tick is over, if the server has nothing to do."""
+        link = self._link
+        if link is not None and link.writable and not link.waiting and not _has_paused(link):
+            self._flush()
 
     def _connect(self) -> None:
         """Make a link, which flushes when it opens."""

@@ -108,7 +108,7 @@ class RedisStore:
         return cls(servers.client, servers.blocking, servers.where, timeout, others=servers.sentinels)
 
     def read(self, keys: tuple[str, ...], *, bulk: bool = False) -> "asyncio.Future[Values]":
-        """See AsyncStore. All reads of one event-loop tick are one MGET; cancelling one caller leaves the others."""
+        """See AsyncStore. Reads of one event-loop tick are one MGET or two; cancelling one caller leaves the others."""
         return (self._for_bulk() if bulk else self._small).read(keys)
 
     async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:

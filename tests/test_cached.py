@@ -2,7 +2,10 @@
 
 import asyncio
 import contextvars
+import copy
+import functools
 import inspect
+import pickle
 import random
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -782,3 +785,201 @@ async def test_get_or_set_takes_functions_whose_annotations_are_text(cache):
     exec(source, namespace)  # noqa: S102 the test's own source
     assert isinstance(await cache.get_or_set("k", namespace["load"]), Profile)
     assert isinstance(await cache.get_or_set("k", namespace["load"]), Profile)
+
+
+# --- mistakes that are found at decoration, and say what to change
+
+
+async def _always(**_: object) -> bool:
+    return False
+
+
+class _Awaited:
+    async def __call__(self, **_: object) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("given", [_always, _Awaited(), functools.partial(_always)])
+@pytest.mark.parametrize("option", ["when", "tags", "result_tags"])
+def test_a_callable_that_would_have_to_be_awaited_is_refused(option, given):
+    """A coroutine is always true: `when` would never send a call past the cache."""
+    with pytest.raises(ConfigurationError, match=rf"find: {option} is an async function"):
+
+        @tidings.cached(**{option: given})
+        async def find(user_id: int) -> int:
+            return user_id
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tags": None}, "tags must be a list of templates or a callable, not None"),
+        ({"tags": 5}, "tags must be a list of templates or a callable, not 5"),
+        ({"tags": [1]}, "a tag is a template over the arguments, not 1"),
+        ({"key": 5}, "key must be a template over the arguments, not 5"),
+        ({"namespace": None}, "a namespace is a string, not None"),
+        ({"namespace": "a b"}, "the namespace 'a b' must be"),
+    ],
+)
+def test_an_option_of_the_wrong_type_names_the_function(options, said):
+    with pytest.raises(ConfigurationError, match=f"find: {said}"):
+
+        @tidings.cached(**options)
+        async def find(user_id: int) -> int:
+            return user_id
+
+
+def test_an_unknown_option_is_named_with_those_there_are():
+    with pytest.raises(ConfigurationError, match=r"cached\(\) got an unexpected option 'tag'; there is: .*tags"):
+        tidings.cached(tag=["user:{user_id}"])
+
+
+async def test_a_decorator_without_parentheses_says_so(cache):
+    async def find(user_id: int) -> int:
+        return user_id
+
+    for bare in (tidings.cached, cache.cached):
+        for decorated in (find, classmethod(find)):
+            with pytest.raises(ConfigurationError, match=r"find: write @cached\(\) with parentheses"):
+                bare(decorated)
+        with pytest.raises(ConfigurationError, match="options by name"):
+            bare("users")
+
+
+async def test_a_generator_of_tags_serves_every_function_that_is_decorated(cache):
+    decorator = cache.cached(tags=(template for template in ["user:{user_id}"]))
+    for kind in ("first", "second"):
+
+        async def find(user_id: int) -> int:
+            return user_id
+
+        find.__qualname__ = kind
+        assert decorator(find).call_of(1).tags == ("user:1",)
+
+
+def test_a_function_that_is_cached_already_is_refused():
+    class Users:
+        @tidings.cached()
+        async def find(self, user_id: int) -> int:
+            return user_id
+
+        @tidings.cached()
+        @classmethod
+        def count(cls) -> int:
+            return 1
+
+    @tidings.cached()
+    def plain(user_id: int) -> int:
+        return user_id
+
+    @functools.wraps(plain)
+    def wrapping(user_id: int) -> int:
+        return plain(user_id)
+
+    for again in (Users.find, Users().find, Users.count, plain, wrapping):
+        with pytest.raises(ConfigurationError, match="it is cached already"):
+            tidings.cached()(again)
+
+
+async def test_callables_that_return_no_list_of_tags_are_named(cache):
+    @cache.cached(tags=lambda **_: None)
+    async def nothing(user_id: int) -> int:
+        return user_id
+
+    @cache.cached(result_tags=lambda _: [5])
+    async def number(user_id: int) -> int:
+        return user_id
+
+    with pytest.raises(ArgumentError, match=r"nothing: tags returned None where a list"):
+        await nothing(1)
+    with pytest.raises(ArgumentError, match=r"number: result_tags returned 5 among its tags"):
+        await number(1)
+
+
+async def test_values_and_arguments_that_contain_themselves_are_refused(cache):
+    loop: list[object] = []
+    loop.append(loop)
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+
+    @cache.cached()
+    async def find(which: object) -> list[object]:
+        return loop if which == "loop" else deep
+
+    for argument in (loop, deep):
+        with pytest.raises(ArgumentError, match="find: an argument is nested too deep, or contains itself"):
+            await find(argument)
+    for which in ("loop", "deep"):
+        with pytest.raises(EncodeError, match="find"):
+            await find(which)
+
+
+async def test_entries_by_hand_name_their_key_in_errors(cache):
+    async def load() -> object:
+        return object()
+
+    with pytest.raises(EncodeError, match=r"get_or_set\('k'\)"):
+        await cache.get_or_set("k", load)
+    with pytest.raises(EncodeError, match=r"set\('k'\)"):
+        await cache.set("k", object())
+    for tags in (None, 5):
+        with pytest.raises(ConfigurationError, match="k: tags must be a list of strings"):
+            await cache.get_or_set("k", load, tags=tags)
+        with pytest.raises(ConfigurationError, match="k: tags must be a list of strings"):
+            await cache.set("k", 1, tags=tags)
+    with pytest.raises(ArgumentError, match="k: a tag is a string, not 1"):
+        await cache.set("k", 1, tags=[1])
+    with pytest.raises(ConfigurationError, match="a namespace is a string, not None"):
+        await cache.get("k", namespace=None)
+
+
+@tidings.cached()
+async def importable(user_id: int) -> int:
+    return user_id
+
+
+class Importable:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @tidings.cached(key="{self.tenant}:{user_id}")
+    async def find(self, user_id: int) -> int:
+        return user_id
+
+    @tidings.cached(key="{self.tenant}:{user_id}")
+    def find_blocking(self, user_id: int) -> int:
+        return user_id
+
+    @tidings.cached()
+    @classmethod
+    async def of_class(cls, user_id: int) -> int:
+        return user_id
+
+
+def pickled(thing):
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301 the test's own bytes
+
+
+def test_a_cached_function_is_pickled_by_its_name_and_copied_as_itself():
+    for function in (importable, Importable.find, Importable.find_blocking):
+        assert pickled(function) is function
+        assert copy.copy(function) is function
+        assert copy.deepcopy({"handler": function})["handler"] is function
+
+
+def test_a_cached_method_is_pickled_with_its_instance():
+    users = Importable("acme")
+    for method in (users.find, users.find_blocking):
+        for made in (pickled(method), copy.copy(method), copy.deepcopy(method)):
+            assert made.key(1) == method.key(1)
+    assert pickled(Importable.of_class).key(1) == Importable.of_class.key(1)
+
+
+def test_a_cached_function_that_nobody_can_import_is_not_pickled():
+    @tidings.cached()
+    def find() -> int:
+        return 1
+
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(find)

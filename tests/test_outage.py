@@ -11,7 +11,7 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 from tidings import Cache, Event
-from tidings.errors import InvalidationError, PublishError
+from tidings.errors import InvalidationError, PublishError, UnavailableError
 
 DEADLINE = 0.25
 
@@ -389,3 +389,87 @@ def test_a_child_forked_in_an_outage_reads_and_finds_the_recovery_by_itself(new_
                 os._exit(code)
     done = until(lambda: (found := os.waitpid(child, os.WNOHANG))[0] and found, "the child")
     assert os.waitstatus_to_exitcode(done[1]) == 0
+
+
+# --- what is said and counted
+
+
+async def test_a_server_that_refuses_is_not_taken_for_one_that_accepts_because_it_answers(service):
+    with redis.Redis.from_url(service.url) as client, capture_logs() as logs:
+        await service.load(0)
+        client.config_set("maxmemory", "1")
+        for x in range(1, 4):
+            await service.load(x)
+            health = await service.cache.health()
+            assert (health["ok"], health["reads"], health["refusing"]) == (True, "cached", True)
+            await asyncio.to_thread(service.cache.sync.health)
+        assert events(logs) == ["cache_refused"]
+        client.config_set("maxmemory", "0")
+        await service.cache.set("k", 1)
+        assert not (await service.cache.health())["refusing"]
+    assert events(logs) == ["cache_refused", "cache_accepted"]
+
+
+async def test_setting_does_not_wait_for_a_server_that_is_known_to_be_away_but_invalidating_tries(service):
+    await service.load(1)
+    service.freeze()
+    await service.load(1)
+    assert not service.breaker.closed
+    asked = []
+    run = service.cache.reader().store.run
+
+    async def noted(operation, *, bulk=False):
+        asked.append(operation)
+        return await run(operation, bulk=bulk)
+
+    service.cache.reader().store.run = noted
+    for store in (service.cache.set("k", 1), service.cache.set_many({"k": 1})):
+        with pytest.raises(UnavailableError, match="is away"):
+            await store
+    with pytest.raises(UnavailableError, match="is away"):
+        await asyncio.to_thread(service.cache.sync.set, "k", 1)
+    assert not asked
+    with pytest.raises(InvalidationError):
+        await service.cache.delete("k")
+    assert asked
+
+
+async def test_loads_past_a_server_that_is_away_are_counted(service):
+    service.kill()
+
+    async def many(missing):
+        return dict.fromkeys(missing, 1)
+
+    for x in range(2):
+        await service.load(x)
+        service.blocking(x)
+    found = service.cache.stats()["n"]
+    assert (found["loads"], found["load_errors"], found["direct"]) == (4, 0, 4)
+    await service.cache.get_or_set_many(["a", "b"], many)
+    assert service.cache.stats()["default"]["loads"] == 1
+
+    @service.cache.cached(namespace="failing")
+    async def failing() -> int:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await failing()
+    found = service.cache.stats()["failing"]
+    assert (found["loads"], found["load_errors"]) == (1, 1)
+
+
+async def test_a_server_that_goes_away_in_the_middle_of_a_batch_is_one_counted_load(service):
+    async def many(missing):
+        return dict.fromkeys(missing, 1)
+
+    service.kill()
+    assert await service.cache.get_or_set_many(["a", "b"], many) == {"a": 1, "b": 1}
+    assert service.cache.stats()["default"]["loads"] == 1
+
+
+async def test_a_line_names_its_server_once(service):
+    service.kill()
+    with capture_logs() as logs:
+        await service.load(1)
+    assert logs[0]["server"] == service.cache.telemetry.server
+    assert not logs[0]["error"].startswith(logs[0]["server"])

@@ -1,15 +1,18 @@
 """Stories of a service and a pipeline that use tidings for the first time, end to end, by its interface alone."""
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 from pydantic import BaseModel
+from structlog.testing import capture_logs
 from tidings import Cache, Event, cached, configure, get_cache, publish, resource, set_cache
-from tidings.errors import ArgumentError, EncodeError, InvalidationError
+from tidings.errors import ArgumentError, ConfigurationError, EncodeError, InvalidationError
 from tidings.testing import assert_invalidated, assert_not_published, assert_published
 
 
@@ -233,3 +236,128 @@ async def test_a_service_is_tested_without_a_server_and_without_waiting(tidings_
     tidings_clock.advance(55)
     assert await in_stock(sku="a") == 1
     assert tidings_cache.stats()["item"]["loads"] == 5
+
+
+async def test_a_loader_whose_keys_are_numbers_is_told_so(where):
+    """An easy mistake, with ids from a database: each would be found under no key, and nothing would be kept."""
+
+    async def by_id(missing: list[str]) -> dict[int, int]:
+        return {int(key): 1 for key in missing}
+
+    async with Cache(where) as cache:
+        with pytest.raises(EncodeError, match=r"by_id\): the loader returned a mapping with a key of type int"):
+            await cache.get_or_set_many(["1"], by_id)  # type: ignore[arg-type]
+
+
+# --- settings
+
+
+DURATIONS = (
+    "default_ttl",
+    "token_ttl",
+    "vacancy_ttl",
+    "lease_ttl",
+    "operation_timeout",
+    "outage_ttl",
+    "ttl_short",
+    "ttl_long",
+)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e12, True])
+@pytest.mark.parametrize("name", [*DURATIONS, "ttls"])
+def test_durations_are_finite_numbers_of_at_most_ten_years(name, value):
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        Cache("memory://", **{name: {"prices": value} if name == "ttls" else value})
+
+
+@pytest.mark.parametrize("name", ["max_value_bytes", "local_max_entries", "log_length"])
+def test_sizes_are_numbers(name):
+    with pytest.raises(ConfigurationError, match=name.upper()):
+        Cache("memory://", **{name: True})
+
+
+@pytest.mark.usefixtures("default")
+def test_variables_that_are_no_json_are_listed_with_every_other_problem_and_without_their_text(monkeypatch):
+    monkeypatch.setenv("TIDINGS_ENCRYPTION_KEYS", "topsecret")
+    monkeypatch.setenv("TIDINGS_TTLS", "profiles:5")
+    monkeypatch.setenv("TIDINGS_LEASE_TTL", "inf")
+    with pytest.raises(ConfigurationError) as raised:
+        get_cache()
+    said = str(raised.value)
+    assert "TIDINGS_ENCRYPTION_KEYS: is not JSON" in said
+    assert "TIDINGS_TTLS: is not JSON" in said
+    assert "TIDINGS_LEASE_TTL: " in said
+    assert "topsecret" not in said
+    assert "profiles:5" not in said
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+@pytest.mark.usefixtures("default")
+def test_variables_that_are_json_are_read(monkeypatch):
+    monkeypatch.setenv("TIDINGS_URL", "memory://")
+    monkeypatch.setenv("TIDINGS_TTLS", '{"prices": 5}')
+    assert get_cache().settings.ttls == {"prices": 5}
+
+
+@pytest.mark.parametrize("url", [None, 5, "redis://h/abc", "redis://h/1/2", "rediss://h/x"])
+def test_a_url_that_names_no_database_is_refused(url):
+    with pytest.raises(ConfigurationError, match="the URL"):
+        Cache(url)
+
+
+def test_resources_are_known_by_names():
+    for arguments in ((5, "id"), ("user", 5)):
+        with pytest.raises(ConfigurationError):
+            resource(*arguments)
+    with pytest.raises(ConfigurationError, match="unexpected option 'sufix'"):
+        resource("user", "id").cache_read(sufix="profile")
+    with pytest.raises(ConfigurationError, match="tags must be a list"):
+
+        @resource("user", "id").cache_write(tags=None)
+        def write(id: int) -> None:  # noqa: A002
+            """Write."""
+
+
+# --- health
+
+
+async def test_a_tier_that_nobody_uses_is_neither_alive_nor_dead(where, eventually):
+    async with Cache(where) as cache:
+
+        @cache.cached(local_ttl=60)
+        async def find(sku: str) -> str:
+            return sku
+
+        assert (await cache.health())["local_tier"]["alive"] is None
+        await find("a")
+        await eventually(lambda: cache._shared.health()["local_tier"]["alive"])
+
+
+async def test_a_database_that_is_not_there_is_said_once_and_reads_are_not_called_cached(new_server):
+    server = new_server()
+    with capture_logs() as logs:
+        async with Cache(f"redis://127.0.0.1:{server.port}/9999") as cache:
+
+            @cache.cached()
+            async def find(sku: str) -> str:
+                return sku
+
+            for _ in range(3):
+                assert await find("a") == "a"
+                health = await cache.health()
+                assert (health["ok"], health["reads"], health["refusing"]) == (False, "direct", True)
+    assert [entry["event"] for entry in logs] == ["cache_refused"]
+    assert not logs[0]["error"].startswith(logs[0]["server"]), "the line names the server once"
+
+
+async def test_a_user_who_may_only_ping_is_not_told_that_reads_are_cached(new_server):
+    server = new_server()
+    with redis.Redis(port=server.port) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "guest", "on", "nopass", "-@all", "+ping", "+hello", "+select", "+client"
+        )
+    async with Cache(f"redis://guest:x@127.0.0.1:{server.port}") as cache:
+        health = await cache.health()
+    assert (health["ok"], health["reads"]) == (False, "direct")

@@ -200,7 +200,8 @@ class Multiplexer:
     def _connect(self) -> None:
         """Make a link, which flushes when it opens."""
         if self._closed:
-            self._give_up(ClosedError())
+            # Not at once: who reads without pause would never let the loop go on to the end of the closing.
+            asyncio.get_running_loop().call_soon(self._give_up, ClosedError())
         else:
             self._link = Link(self._connection(), self._timeout, self._flush, self._lost)
 

@@ -112,8 +112,10 @@ class CachedOptions(ReadOptions, total=False):
 def decorator_of(cache: "Callable[[], Cache]", bare: object, options: CachedOptions) -> Decorator:
     """Return what `cached(…)` returns. Raises ConfigurationError for an option unknown and for a forgotten ``()``."""
     if bare is not None:
-        where = qualified(bare) if hasattr(bare, "__qualname__") else repr(bare)
-        raise ConfigurationError(f"{where}: write @cached() with parentheses; options go into them")
+        function = getattr(bare, "__func__", bare)
+        if not hasattr(function, "__qualname__"):
+            raise ConfigurationError(f"cached() takes options by name, as in namespace='…', not {bare!r:.100}")
+        raise ConfigurationError(f"{qualified(function)}: write @cached() with parentheses; options go into them")
     check_options(options, CachedOptions.__optional_keys__, "cached()")
     return decorate(cache, **options)
 
@@ -201,10 +203,10 @@ def decorate(
 def _check_function(function: Callable[..., Any]) -> str:
     if isinstance(function, staticmethod):
         raise ConfigurationError(f"{qualified(function.__func__)}: put @staticmethod above @cached, not below it")
+    refuse_cached(function, getattr(function, "__qualname__", "cached()"))
     if not (inspect.isroutine(function) and hasattr(function, "__qualname__")):
         raise ConfigurationError(f"a {type(function).__qualname__} cannot be cached; wrap it in a def or async def")
     where = qualified(function)
-    refuse_cached(function, where)
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{where}: a generator's values cannot be cached; return a list")
     return where

@@ -84,7 +84,8 @@ class Resource:
         because calls that differ in it would share one entry, or in `ignore`, which names those that do not change the
         result, such as a session. `tags` come on top. Raises ConfigurationError at decoration.
         """
-        check_options(options, ReadOptions.__optional_keys__, f"{self._said}.cache_read()")
+        known = ReadOptions.__optional_keys__ | {"suffix", "tags", "ignore"}
+        check_options(options, known, f"{self._said}.cache_read()")
         if not isinstance(suffix, str):
             raise ConfigurationError(f"{self._said}.cache_read: suffix must be the end of a key, not {suffix!r}")
         tags = held_tags(tags)

@@ -196,6 +196,27 @@ async def test_closing_fails_what_is_under_way(multiplexer, peer):
         await future
 
 
+async def test_what_comes_after_the_closing_fails_and_connects_no_more(multiplexer, peer):
+    await multiplexer.aclose()
+    for future in (multiplexer.exchange([("PING",)]), multiplexer.read(("a",))):
+        with pytest.raises(link.ClosedError):
+            await future
+    assert peer.connections == 0
+
+
+async def test_a_store_that_was_closed_makes_no_second_connection_either(url, client):
+    before = len(client.client_list())
+    store = RedisStore.connect(GivenSettings(url=url))
+    await store.run(Ping())
+    await store.aclose()
+    for bulk in (False, True):
+        with pytest.raises(UnavailableError):
+            await store.run(Ping(), bulk=bulk)
+        with pytest.raises(UnavailableError):
+            await store.read(("a",), bulk=bulk)
+    assert len(client.client_list()) == before
+
+
 def test_an_event_loop_that_ends_without_closing_leaves_no_warning(url):
     async def use():
         pool = redis.asyncio.ConnectionPool.from_url(url)

@@ -230,6 +230,7 @@ async def test_after_a_failover_the_next_connection_leads_to_the_new_primary(wat
         ("redis+sentinel://h1:26379/main/first", "does not end with /service"),
         ("redis+sentinel://h1:26379/main?socket_timeout=1", "operation_timeout"),
         ("redis://h1:6379?health_check_interval=5", "has the option health_check_interval"),
+        ("redis://h1:6379?max_connections=10", "has the option max_connections: .* leave it out"),
         ("redis+sentinel://h1:26379/main?max_connections=1", "has the option max_connections"),
         ("redis+sentinel://h1:26379/main?ssl_ca_certs=x", "has the option ssl_ca_certs"),
         ("redis+sentinel://h1:26379/main?protocol=x", "protocol must be 2 or 3"),

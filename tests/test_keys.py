@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from tidings.errors import ArgumentError, ConfigurationError
 from tidings.keys import Keyspace, canonical_json, check_namespace
-from tidings.signature import Signature
+from tidings.signature import Signature, memorable
 
 
 async def search(text: str, /, page: int = 1, *words: str, exact: bool = False, **filters: str) -> list[str]: ...
@@ -200,3 +200,12 @@ def test_a_script_its_child_processes_and_its_importers_agree_on_keys(tmp_path):
         run = subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         said.update(run.stdout.split())
     assert said == {"app:f"}
+
+
+def test_long_texts_are_not_remembered():
+    def identity(*values):
+        return (*values, *map(type, values))
+
+    assert memorable(identity("x" * 256, b"x" * 256, 1))
+    assert not memorable(identity(1, "x" * 257))
+    assert not memorable(identity(b"x" * 257, None))

@@ -1,6 +1,7 @@
 """The local tier as functions use it: coherent across processes by the log, bypassed when the log cannot be heard."""
 
 import asyncio
+import gc
 import signal
 
 import pytest
@@ -264,6 +265,18 @@ async def test_closing_ends_the_tail_and_a_later_call_begins_again(url, eventual
     await load()
     assert hits(cache) >= 1
     await cache.aclose()
+
+
+async def test_a_cache_that_was_dropped_without_being_closed_leaves_no_tail(url, eventually):
+    threads = []
+    for _ in range(3):
+        dropped = Cache(url)
+        assert dropped._shared.note() is None
+        threads.append(dropped._shared.tail._thread)
+    assert all(thread.is_alive() for thread in threads)
+    del dropped
+    gc.collect()
+    await eventually(lambda: not any(thread.is_alive() for thread in threads), "the tails to end")
 
 
 async def test_a_value_from_redis_is_kept_no_longer_than_redis_keeps_it(cache, client, alive):

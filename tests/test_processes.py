@@ -6,6 +6,7 @@ interpreter ends is written to standard error, which must stay empty.
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 
 import pytest
-from tidings import Cache
+from structlog.testing import capture_logs
+from tidings import Cache, forks
 
 SECONDS = 20
 
@@ -47,6 +49,100 @@ def run(shell, url):
 
 
 # Event loops that end
+
+
+def test_a_loop_that_is_closed_in_the_middle_of_a_load_and_dropped_says_no_more_than_asyncio(shell, url):
+    path = shell.write(
+        "script.py",
+        HEAD
+        + dedent("""
+            import gc
+
+            @cached()
+            async def load() -> int:
+                began.set()
+                await asyncio.sleep(3600)
+                return 1
+
+            async def until_it_loads():
+                global began
+                began = asyncio.Event()
+                task = asyncio.create_task(load())
+                await began.wait()
+                return task
+
+            loop = asyncio.new_event_loop()
+            task = loop.run_until_complete(until_it_loads())
+            loop.close()
+            del task, loop
+            cache._readers.clear()
+            cache._last = None
+            gc.collect()
+            """),
+    )
+    process = shell.start_program(sys.executable, path, url)
+    assert process.wait(SECONDS) == 0, process.output
+    assert "RuntimeError" not in process.err
+    assert "ignored" not in process.err
+
+
+@pytest.mark.parametrize("where", ["server", "memory"])
+def test_caches_that_are_made_and_dropped_leave_no_hooks(url, where, monkeypatch):
+    hooks = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **hook: hooks.append(hook))
+    known = len(forks._methods)
+    for _ in range(3):
+        Cache(url if where == "server" else "memory://")
+    gc.collect()
+    assert (hooks, len(forks._methods) <= known) == ([], True)
+
+
+async def test_reads_while_the_cache_is_closed_are_served_and_leave_no_connection(url, client, eventually):
+    before = len(client.client_list())
+    cache, over = Cache(url), asyncio.Event()
+
+    @cache.cached(ttl=60)
+    async def load(key: int) -> int:
+        return key
+
+    async def read():
+        while not over.is_set():
+            assert await load(1) == 1
+
+    readers = [asyncio.create_task(read()) for _ in range(20)]
+    with capture_logs() as logs:
+        for _ in range(5):
+            await eventually(lambda: cache.stats() and cache.stats()["default"]["hits"], "readers to be served")
+            await asyncio.wait_for(cache.aclose(), SECONDS)
+            cache.reset_stats()
+        over.set()
+        await asyncio.gather(*readers)
+        await cache.aclose()
+    await eventually(lambda: len(client.client_list()) <= before, "the connections to be gone")
+    assert [entry["event"] for entry in logs if entry["event"] == "cache_unavailable"] == []
+
+
+async def test_closing_twice_at_once_leaves_a_new_reader_to_its_owner(url):
+    cache, go_on = Cache(url), asyncio.Event()
+    await cache.set("k", 1)
+    first = cache.reader()
+    close = first.aclose
+
+    async def held_up(drain_timeout=None):
+        await close(drain_timeout)
+        await go_on.wait()
+
+    first.aclose = held_up
+    late = asyncio.create_task(cache.aclose())
+    await asyncio.sleep(0)
+    first.aclose = close
+    await cache.aclose()
+    await cache.set("k", 2)
+    second = cache.reader()
+    go_on.set()
+    await late
+    assert (cache.reader() is second, second is first) == (True, False)
+    await cache.aclose()
 
 
 @pytest.mark.parametrize("where", ["server", "memory"])

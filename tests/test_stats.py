@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -371,3 +372,15 @@ def test_every_counter_is_documented():
     for name in Counts.__slots__:
         before = source.partition(f"    {name}: ")[0].splitlines()[-1]
         assert before.strip().startswith(("#:", "bytes_read")), name
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_forked_while_a_thread_held_the_lock_counts():
+    telemetry = Telemetry("server")
+    with telemetry._lock:
+        child = os.fork()
+        if child == 0:
+            held = telemetry._lock.locked()
+            os._exit(1 if held else telemetry.of("ns", "new").hits)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import inspect
+import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,9 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 from tidings import Cache, CachedSyncFunction, Event
 from tidings.errors import ConfigurationError, EncodeError, InvalidationError, PublishError, UnavailableError
+from tidings.fence import Ticket
+from tidings.sync import SyncCache
+from tidings.threadflight import ThreadFlights
 
 UNREACHABLE = "redis://127.0.0.1:1/0"
 SECONDS = 10
@@ -756,3 +760,114 @@ async def test_a_thread_waits_for_the_load_of_a_coroutine_elsewhere_and_the_othe
         loader.release.set()
         assert [await first, await second] == [1, 1]
     assert calls == ["coroutine", "thread"]
+
+
+# What ends a thread in the middle
+
+
+def test_a_load_with_a_timeout_that_exits_is_carried_out_once_and_raised(cache):
+    loads = []
+
+    @cache.cached(ttl=60, timeout=SECONDS, stale_if_error=60, tags=["t"])
+    def load() -> str:
+        loads.append(len(loads))
+        if 1 < len(loads) < 5:  # or it would never end
+            raise SystemExit(3)
+        return "v"
+
+    load()
+    cache.sync.invalidate_tags("t")
+    with pytest.raises(SystemExit):
+        load()
+    assert loads == [0, 1]
+
+
+def test_what_ends_a_load_on_a_thread_of_its_own_is_raised_to_everybody_who_waits(pool):
+    flights, begun, release = ThreadFlights(), threading.Event(), threading.Event()
+
+    def load():
+        begun.set()
+        assert release.wait(SECONDS)
+        raise KeyboardInterrupt
+
+    def join():
+        with pytest.raises(KeyboardInterrupt):
+            flights.join("k", load, SECONDS)
+        return True
+
+    waiting = [pool.submit(join) for _ in range(5)]
+    assert begun.wait(SECONDS)
+    release.set()
+    assert all(waiter.result(SECONDS) for waiter in waiting)
+    assert "k" not in flights
+
+
+@pytest.mark.parametrize("step", ["_fly", "_start"])
+def test_an_interrupt_between_the_taking_off_and_the_load_holds_nobody_up(step):
+    flights = ThreadFlights()
+
+    def interrupt(frame, _event, _arg):
+        if frame.f_code.co_name == step:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    def join():
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                flights.join("k", lambda: 1, SECONDS if step == "_start" else None)
+        finally:
+            sys.settrace(None)
+
+    interrupted = threading.Thread(target=join)
+    interrupted.start()
+    interrupted.join()
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(flights.join, "k", lambda: 2, SECONDS).result(SECONDS) == (2, True)
+
+
+def test_threads_and_log_lines_name_a_load_by_its_key_alone():
+    flights, names = ThreadFlights(), []
+    ticket = Ticket("cache:n:f:1", b"lineage", (b"token",))
+    flights.join(ticket, lambda: names.append(threading.current_thread().name), SECONDS)
+    assert names == ["tidings-cache:n:f:1"]
+
+
+# The same names on both sides
+
+
+def test_every_method_of_the_asynchronous_side_is_there_and_takes_the_same():
+    own = {"from_settings", "key_of", "target", "reader", "aclose"}
+    for name, method in inspect.getmembers(Cache, inspect.isfunction):
+        if not name.startswith("_") and name not in own:
+            assert list(inspect.signature(getattr(SyncCache, name)).parameters) == list(
+                inspect.signature(method).parameters
+            )
+
+
+def test_functions_and_resources_are_decorated_from_the_blocking_side_too(cache):
+    with cache.sync as blocking:
+        calls = []
+        user = blocking.resource("user", "user_id")
+
+        @user.cache_read()
+        def read(user_id: int) -> int:
+            calls.append(user_id)
+            return user_id
+
+        @blocking.cached()
+        def load() -> int:
+            return len(calls)
+
+        assert [read(1), read(1), load(), calls] == [1, 1, 1, [1]]
+        assert load.cache is cache
+
+
+async def test_a_pattern_is_invalidated_in_the_default_cache():
+    before = tidings.set_cache(Cache("memory://"))
+    try:
+        await tidings.get_cache().set("a:1", 1)
+        await tidings.invalidate_pattern("a:*")
+        assert await tidings.get_cache().get("a:1") is None
+    finally:
+        tidings.set_cache(before)

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import fakeredis
 import pytest
 import redis
+from tidings.connections import IDLE_SECONDS, Connections
 from tidings.errors import UnavailableError
+from tidings.link import pack
 from tidings.operations import Append, Ping
 from tidings.scripts import Script
 from tidings.settings import GivenSettings
@@ -214,3 +216,26 @@ def test_forked_children_have_connections_of_their_own_and_leave_the_parents_alo
     command = [sys.executable, "-W", "error", "-c", FORKING, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_connections_that_a_burst_has_opened_are_closed_when_they_are_not_needed(url, client):
+    now = 0.0
+    connections = Connections(redis.ConnectionPool.from_url(url), lambda: now)
+    before = len(client.client_list())
+    together = threading.Barrier(4)
+
+    def use(_):
+        together.wait()
+        connections.exchange(pack(("BLPOP", "nothing", "0.3")), 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    opened = len(client.client_list()) - before
+    assert opened > 1
+    now = IDLE_SECONDS + 1
+    for left in range(opened - 1, 0, -1):  # one with each exchange, but the one that is used
+        connections.exchange(pack(("PING",)), 1)
+        assert len(connections._idle) == left
+    connections.exchange(pack(("PING",)), 1)
+    assert len(connections._idle) == 1
+    connections.close()

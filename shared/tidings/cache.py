@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, Unpack
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from .cached import CachedOptions, Decorator, decorator_of
 from .events import Event
@@ -52,6 +52,8 @@ class Cache:
         self.sync = SyncCache(shared, self)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop, Reader] | None = None
+        if shared.tail is not None:  # its thread would keep it alive, and itself, when this is dropped unclosed
+            finalize(self, shared.tail.leave).atexit = False
 
     # The read side
 

@@ -6,18 +6,27 @@ redis-py's pool does the same, and its bookkeeping costs as much as the command.
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.connection import Connection, ConnectionPool
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+#: Seconds after which a connection that nobody has needed is closed, when another is given back: one at a time, so that
+#: what a burst of threads has opened goes again.
+IDLE_SECONDS = 60.0
 
-class _Idle(NamedTuple):
+
+@dataclass(slots=True)
+class _Idle:
     connection: Connection
     #: says, without waiting, whether something can be read: from an idle connection that is its end, as a rule
     speaks: Callable[[], Any]
+    #: when it was given back
+    since: float = 0.0
 
 
 class Connections:
@@ -26,8 +35,9 @@ class Connections:
     A connection that failed is closed, since replies that nobody will read may still be on their way to it.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool = pool
+        self._clock = clock
         #: Appended to and popped from, which threads may do at once, and replaced as a whole.
         self._idle: list[_Idle] = []
         self._process = os.getpid()
@@ -53,7 +63,7 @@ class Connections:
             connection.disconnect()
             raise
         if keep and idle is self._idle:
-            idle.append(taken)
+            self._give_back(taken, idle)
         else:  # the server is no primary any more, and whoever connects next asks who is; or this was closed meanwhile
             connection.disconnect()
         return replies
@@ -79,6 +89,15 @@ class Connections:
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         connection.connect()
         return _Idle(connection, _listener(connection))
+
+    def _give_back(self, taken: _Idle, idle: list[_Idle]) -> None:
+        taken.since = now = self._clock()
+        idle.append(taken)
+        try:  # They are taken from the end, so the first is the one that was not needed for longest.
+            if now - idle[0].since > IDLE_SECONDS:
+                idle.pop(0).connection.disconnect()
+        except IndexError:  # other threads have taken them
+            pass
 
     def _leave_to_parent(self) -> None:
         """After a fork, use none of the parent's connections: replies to one process would reach the other.

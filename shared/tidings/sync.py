@@ -36,9 +36,9 @@ class SyncCache:
 
     # The read side
 
-    def cached(self, **options: Unpack[CachedOptions]) -> Decorator:
+    def cached(self, _bare: None = None, /, **options: Unpack[CachedOptions]) -> Decorator:
         """See `Cache.cached`: whether the function is plain decides how it is called, not where it is decorated."""
-        return self._cache.cached(**options)
+        return self._cache.cached(_bare, **options)
 
     def resource(self, name: str, *ids: str) -> Resource:
         """See `Cache.resource`."""

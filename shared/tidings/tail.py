@@ -101,6 +101,7 @@ class Tail:
         self._tier = tier
         self._on_change = on_change
         self._thread: threading.Thread | None = None
+        self._left = False
         self._forked()
         in_child(self._forked)
 
@@ -112,6 +113,8 @@ class Tail:
         if self._pid != os.getpid():  # forked by something that does not tell Python
             self._forked()
         if self._thread is not None and self._thread.is_alive():
+            return
+        if self._left:
             return
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
@@ -132,6 +135,13 @@ class Tail:
                 self._thread.join()
                 self._thread = None
         self._tier.lost()
+
+    def leave(self) -> None:
+        """End the thread soon, for ever, and wait for nothing: the cache was dropped without having been closed.
+
+        Takes no lock, as this is called while Python collects garbage, in the midst of anything.
+        """
+        self._left = True
 
     @property
     def lag(self) -> Lag | None:
@@ -156,7 +166,7 @@ class Tail:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.is_set():
+            while self._goes_on:
                 try:
                     self._follow()
                 except (RedisError, OSError) as error:
@@ -170,6 +180,10 @@ class Tail:
         finally:
             self._tier.lost()
             self._position = self._following = None
+
+    @property
+    def _goes_on(self) -> bool:
+        return not (self._stopping.is_set() or self._left)
 
     def _pause(self) -> None:
         first, longest = _PAUSES
@@ -186,7 +200,7 @@ class Tail:
             client.set_retry(Retry(NoBackoff(), 0))
             self._compare_at = -inf
             block_ms = 1  # with what was missed meanwhile, or nothing, the tier is alive again at once
-            while not self._stopping.is_set():
+            while self._goes_on:
                 self._compare_clocks(client)
                 if self._position is None:
                     self._begin(client)

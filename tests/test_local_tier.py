@@ -271,7 +271,7 @@ async def test_a_cache_that_was_dropped_without_being_closed_leaves_no_tail(url,
     threads = []
     for _ in range(3):
         dropped = Cache(url)
-        assert dropped._shared.note() is None
+        dropped._shared.note()
         threads.append(dropped._shared.tail._thread)
     assert all(thread.is_alive() for thread in threads)
     del dropped

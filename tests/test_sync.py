@@ -871,3 +871,14 @@ async def test_a_pattern_is_invalidated_in_the_default_cache():
         assert await tidings.get_cache().get("a:1") is None
     finally:
         tidings.set_cache(before)
+
+
+def test_a_load_may_raise_stop_iteration(url):
+    with Cache(url).sync as cache:
+
+        @cache.cached(ttl=60)
+        def load() -> int:
+            return next(iter([]))
+
+        with pytest.raises(StopIteration):
+            load()

@@ -129,12 +129,16 @@ class SyncReader:
             while True:
                 try:
                     result = self._carry_out(step)
+                except StopIteration as error:  # which means something else to a generator
+                    step = steps.throw(_StoppedError(error))
                 except BaseException as error:  # noqa: BLE001 an interrupted load still has a lease to give up
                     step = steps.throw(error)
                 else:
                     step = steps.send(result)
         except StopIteration as done:
             return cast("T", done.value)
+        except _StoppedError as stopped:
+            raise stopped.error from None
 
     def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
         match step:
@@ -152,6 +156,14 @@ class SyncReader:
                 return self.flights.behind(key, lambda: self.drive(make()), self._most_refreshes)
             case Wait():
                 return self._wakes is not None and self._wakes.wait(step) and self.breaker.closed
+
+
+class _StoppedError(Exception):
+    """A load raised StopIteration."""
+
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__()
+        self.error = error
 
 
 def _no_note() -> None:

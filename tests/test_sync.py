@@ -618,7 +618,7 @@ def test_get_or_set_keeps_what_the_function_returns_as_its_type(cache):
     assert sync.get_or_set("k", load, tags=["t"], ttl=60) == Model(id=2)
 
 
-class Renamed(Event, type="test.renamed"):
+class Renamed(Event, type="test.sync.renamed"):
     number: int
 
 
@@ -627,7 +627,7 @@ def test_publish_appends_to_the_stream(url, client):
     receipt = cache.sync.publish(Renamed(number=1), subject="s")
     [(entry, fields)] = client.xrange("events")
     assert entry.decode() == receipt.id
-    assert (fields[b"type"], fields[b"subject"], fields[b"id"].decode()) == (b"test.renamed", b"s", receipt.event_id)
+    assert (fields[b"type"], fields[b"subject"], fields[b"id"].decode()) == (b"test.sync.renamed", b"s", receipt.event_id)
     cache.sync.close()
 
 

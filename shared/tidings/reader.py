@@ -138,7 +138,7 @@ class Reader:
         try:
             result = await self.store.run(operation, bulk=bulk)
         except UnavailableError as error:
-            self._failed(error)
+            self._failed(error, operation)
             raise
         self._succeeded(operation)
         return result
@@ -200,5 +200,5 @@ def _no_note() -> None:
     """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     """Take no note."""

@@ -4,7 +4,7 @@ from math import inf
 from typing import Any
 
 from .breaker import Breaker, is_answer
-from .entries import Fill, Put
+from .entries import Fill, Look, Open, Put, Release
 from .errors import UnavailableError
 from .keys import Keyspace
 from .link import ClosedError
@@ -100,9 +100,12 @@ class Shared:
         }
         return found
 
-    def failed(self, error: UnavailableError) -> None:
-        """Take note of an operation that failed: Redis is away, or it answers and refuses."""
-        if isinstance(error.__cause__, ClosedError):
+    def failed(self, error: UnavailableError, operation: Operation[Any] | None = None) -> None:
+        """Take note of an operation of a read that failed: Redis is away, or it answers and refuses.
+
+        Others raise, and whoever asked for them knows.
+        """
+        if isinstance(error.__cause__, ClosedError) or (operation is not None and not _reads(operation)):
             return
         self.breaker.failed(error)
         if is_answer(error):
@@ -150,3 +153,8 @@ def _writes(operation: Operation[Any]) -> bool:
     """
     operations = operation.operations if isinstance(operation, Batch) else (operation,)
     return any(isinstance(one, Fill | Put | Append | Invalidate) for one in operations)
+
+
+def _reads(operation: Operation[Any]) -> bool:
+    operations = operation.operations if isinstance(operation, Batch) else (operation,)
+    return any(isinstance(one, Look | Open | Fill | Release) for one in operations)

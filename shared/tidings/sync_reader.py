@@ -110,7 +110,7 @@ class SyncReader:
         try:
             result = self.store.run(operation)
         except UnavailableError as error:
-            self._failed(error)
+            self._failed(error, operation)
             raise
         self._succeeded(operation)
         return result
@@ -170,5 +170,5 @@ def _no_note() -> None:
     """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     """Take no note."""

@@ -10,13 +10,16 @@ from .entries import Look, Looked
 from .errors import DecodeError, UnavailableError
 from .fence import Verdict, hit, judge, uniques
 from .filling import Filling
-from .layout import UNIQUE_LENGTH, born_of, facts_of, header_tokens
+from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens
 from .sealing import SEALED, Sealer
 from .seen import NOTHING, AwayError, Seen
 from .settings import Settings
 from .steps import Ask, Steps
 from .targets import Request, Target
 from .telemetry import AGE_SAMPLE
+
+#: A load that took less than this last time is not worth the round trip of asking who else loads.
+LEASE_WORTH_US = 2000
 
 
 class Looking:
@@ -183,3 +186,9 @@ def ask(wanted: Target, step: Ask) -> Steps[Any]:
     except UnavailableError as error:
         wanted.counts.errors += 1
         raise AwayError from error
+
+
+def is_quick(looked: Looked) -> bool:
+    """Say whether what was found, valid or not, took so little to load that the next load is not worth a lease."""
+    born = None if looked.entry is None or looked.entry[:LINEAGE_START] == VACANT else born_of(looked.entry)
+    return born is not None and born.load_us < LEASE_WORTH_US

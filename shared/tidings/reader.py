@@ -13,6 +13,7 @@ from .commands import Commands
 from .entries import Looked
 from .errors import DecodeError, UnavailableError
 from .filling import Filling, Stored
+from .looking import is_quick
 from .operations import Operation
 from .reading import Reading
 from .seen import AwayError
@@ -69,17 +70,21 @@ class Reader:
         A crowd that finds the same is one read; then each caller gets an object of its own, as from Redis: one that
         changes it must not change it for the others.
         """
-        if not self.breaker.closed:
-            return await self.read_without(request)
-        keys = request.target.look.keys
+        if self.breaker.closed:
+            try:
+                if looked is not None and is_quick(looked):  # no lease to wait for: a task of its own makes it later
+                    return (await self.drive(self.reading.read(request, looked))).value
+                return await self._read_together(request, looked)
+            except AwayError:
+                pass
+        return await self.read_without(request)
+
+    async def _read_together(self, request: Request, looked: Looked | None) -> Any:
+        keys, counts = request.target.look.keys, request.target.counts
         same = (keys,) if looked is None else (keys, looked.entry, *looked.tokens)
-        try:
-            found, first = await self._share(same, request, lambda: self.reading.read(request, looked))
-        except AwayError:
-            return await self.read_without(request)
+        found, first = await self._share(same, request, lambda: self.reading.read(request, looked))
         if first:
             return found.value
-        counts = request.target.counts
         setattr(counts, found.counted, getattr(counts, found.counted) + 1)
         try:
             return request.codec.decode(found.payload)

@@ -23,7 +23,7 @@ from .errors import DecodeError, EncodeError
 from .fence import Ticket, judge
 from .filling import Filling, Flown, Lead, Stored
 from .layout import LINEAGE_START, VACANT, unique
-from .looking import Looking, ask
+from .looking import Looking, ask, is_quick
 from .policy import refresh_early
 from .sealing import Sealer
 from .seen import AwayError, Found, Seen
@@ -31,9 +31,6 @@ from .settings import Settings
 from .steps import Ask, Behind, Fly, Follow, Invoke, LoadTimeoutError, Outcome, Steps, Wait
 from .targets import Request, Target
 from .telemetry import log
-
-#: A load that took less than this last time is not worth the round trip of asking who else loads.
-LEASE_WORTH_US = 2000
 
 #: How often a reader waits for another process's load before it loads on its own.
 MOST_WAITS = 3
@@ -122,9 +119,7 @@ class Reading(Looking):
         """Return what to load under, or None after a wait for somebody else's load: then look again."""
         wanted, ticket, now_us = request.target, seen.sighting.ticket, seen.looked.now_us
         if ticket is not None and request.result_tags is None:
-            born = seen.sighting.born
-            quick = born is not None and born.load_us < LEASE_WORTH_US
-            if quick or ticket in self._flights:
+            if is_quick(seen.looked) or ticket in self._flights:
                 return Lead(ticket, seen_us=now_us, noted=seen.noted)
             if ("wait", ticket) in self._flights and waits < MOST_WAITS:
                 yield from self._wait(ticket, None)

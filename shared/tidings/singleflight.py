@@ -32,6 +32,8 @@ class Flights:
         self._callers: dict[asyncio.Task[Any], list[asyncio.Future[Any]]] = {}
         #: how many such reads wait for a load
         self._reading: dict[asyncio.Task[Any], int] = {}
+        #: reads that were cancelled because nobody waits for them
+        self._dropped: set[asyncio.Task[Any]] = set()
         self._cancelling = False
 
     def __contains__(self, ticket: object) -> bool:
@@ -96,6 +98,7 @@ class Flights:
             # while a load hangs nothing must be left behind.
             if not task.done() and all(other.done() for other in callers):
                 self._unbegun.pop(mark, None)
+                self._dropped.add(task)
                 task.cancel()
             raise
 
@@ -106,6 +109,7 @@ class Flights:
     def _read(self, key: str, task: asyncio.Task[Any]) -> None:
         """Hand what a read has brought to those of its callers who are still there."""
         del self._tasks[task]
+        self._dropped.discard(task)
         callers = [caller for caller in self._callers.pop(task) if not caller.done()]
         error = None if task.cancelled() else task.exception()
         for caller in callers:
@@ -139,7 +143,7 @@ class Flights:
         except RuntimeError:  # the loop has been closed in the middle of the load
             return True
         ours = task is not None and task.cancelling() > 0 and task in self._tasks.values()
-        return ours and not self._cancelling
+        return ours and not self._cancelling and task not in self._dropped
 
     @property
     def waiting(self) -> int:

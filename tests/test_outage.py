@@ -130,6 +130,7 @@ async def test_recovery_is_found_without_a_caller_and_said_once(service, eventua
 async def test_changes_raise_while_it_is_away_and_work_at_once_when_it_is_back(service):
     cache = service.cache
     await service.load(1)
+    await cache.reader().flights.drain()
     service.freeze()
     for change in (
         cache.invalidate_tags("t:1"),

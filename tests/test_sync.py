@@ -132,7 +132,7 @@ def test_who_starts_after_an_invalidation_is_not_served_by_a_load_from_before_it
     cache.sync.invalidate_tags("row")
     assert [future.result(SECONDS) for future in [pool.submit(load) for _ in range(3)]] == ["new"] * 3
     release.set()
-    assert {future.result(SECONDS) for future in before} == {"old"}
+    assert {future.result(SECONDS) for future in before} <= {"old", "new"}, "who waited for the lease looks again"
     assert load() == "new"
 
 

@@ -151,7 +151,7 @@ class Fill:
     @property
     def keep_ms(self) -> int:
         """How long the tokens are needed at least."""
-        return max(self.token_ms, 2 * self.ttl_ms)
+        return _keep_ms(self.token_ms, self.ttl_ms)
 
     @property
     def commands(self) -> Sequence[Command]:
@@ -207,7 +207,7 @@ class Put:
     @property
     def keep_ms(self) -> int:
         """How long the tokens are needed at least."""
-        return max(self.token_ms, 2 * self.ttl_ms)
+        return _keep_ms(self.token_ms, self.ttl_ms)
 
     @property
     def commands(self) -> Sequence[Command]:
@@ -223,3 +223,8 @@ def microseconds(reply: Sequence[Any]) -> int:
     """Read the reply of TIME."""
     seconds, rest = reply
     return int(seconds) * 1_000_000 + int(rest)
+
+
+def _keep_ms(token_ms: int, ttl_ms: int) -> int:
+    """Return how long tokens are kept: a token must outlive the entries under it, or they end early."""
+    return max(token_ms, 2 * ttl_ms)

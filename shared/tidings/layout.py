@@ -162,19 +162,26 @@ def facts_of(entry: bytes | None) -> Facts | None:
     return None if wrong else facts
 
 
-def born_of(entry: bytes) -> Born | None:
-    """Return when an entry came to be, valid or not; None for a truncated one."""
-    return born_and_payload(entry, len(header_tokens(entry)))[0]
+def born_of(entry: bytes | None) -> Born | None:
+    """Return when an entry came to be, valid or not; None for a vacancy, nothing, foreign or truncated bytes."""
+    if entry is None or entry[:LINEAGE_START] not in ENTRY_KINDS:
+        return None
+    return _born(entry, len(header_tokens(entry)))
 
 
 def born_and_payload(entry: bytes, tokens: int) -> tuple[Born | None, bytes]:
     """Return an entry's times and payload, given the number of its tokens; (None, b"") for a truncated one."""
+    born = _born(entry, tokens)
+    return born, b"" if born is None else _facts_and_payload(entry, tokens)[1]
+
+
+def _born(entry: bytes, tokens: int) -> Born | None:
     start = TOKENS_START + UNIQUE_LENGTH * tokens
     stamp = entry[start : start + STAMP_LENGTH]
     if len(entry) < start + BORN_LENGTH or not stamp.isdigit():
-        return None, b""
+        return None
     seen_us, load_us, grace_ms, _ = _BORN.unpack_from(entry, start + STAMP_LENGTH)
-    return Born(seen_us, int(stamp), load_us, grace_ms), _facts_and_payload(entry, tokens)[1]
+    return Born(seen_us, int(stamp), load_us, grace_ms)
 
 
 def _facts_and_payload(entry: bytes, tokens: int) -> tuple[bytes, bytes]:

@@ -10,7 +10,7 @@ from .entries import Look, Looked
 from .errors import DecodeError, UnavailableError
 from .fence import Verdict, hit, judge, uniques
 from .filling import Filling
-from .layout import LINEAGE_START, UNIQUE_LENGTH, VACANT, born_of, facts_of, header_tokens
+from .layout import UNIQUE_LENGTH, Born, born_of, facts_of, header_tokens
 from .sealing import SEALED, Sealer
 from .seen import NOTHING, AwayError, Seen
 from .settings import Settings
@@ -188,7 +188,6 @@ def ask(wanted: Target, step: Ask) -> Steps[Any]:
         raise AwayError from error
 
 
-def is_quick(looked: Looked) -> bool:
+def is_quick(born: Born | None) -> bool:
     """Say whether what was found, valid or not, took so little to load that the next load is not worth a lease."""
-    born = None if looked.entry is None or looked.entry[:LINEAGE_START] == VACANT else born_of(looked.entry)
     return born is not None and born.load_us < LEASE_WORTH_US

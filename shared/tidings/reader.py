@@ -8,26 +8,25 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
-from .breaker import Breaker
-from .commands import Commands
+from .driver import Driver
 from .entries import Looked
 from .errors import DecodeError, UnavailableError
-from .filling import Filling, Stored
+from .filling import Stored
+from .layout import born_of
 from .looking import is_quick
 from .operations import Operation
-from .reading import Reading
 from .seen import AwayError
 from .shared import Shared
 from .singleflight import Flights
 from .steps import Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import AsyncStore
-from .targets import Request, Target
+from .targets import Request
 from .wakes import Wakes
 
 T = TypeVar("T")
 
 
-class Reader:
+class Reader(Driver):
     """Reads and fills for one event loop; `store` and `flights` belong to it.
 
     While Redis is away, `outage` serves, if there is one: a reader on memory, which is not the `main` one.
@@ -37,32 +36,10 @@ class Reader:
         self.store = store
         self.flights = Flights()
         self.outage = outage
-        self.breaker = shared.breaker if main else Breaker.never()
-        # What memory answers in an outage says nothing of the server.
-        self._failed = shared.failed if main else _ignore
-        self._succeeded = shared.succeeded if main else _ignore
-        settings, sealer = shared.settings, shared.sealer
-        tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
-        filling = Filling(
-            settings,
-            sealer=sealer,
-            telemetry=shared.telemetry,
-            tier=tier,
-            clock=shared.clock,
-            longest_ms=longest_ms,
-        )
-        note = shared.note if main else _no_note
-        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
-        self.commands = Commands(shared, self.reading)
-        self._most_refreshes = settings.max_refreshes
+        super().__init__(shared, self.flights, main=main)
         self._behind: dict[str, asyncio.Task[Any]] = {}
         blocking = getattr(store, "blocking", None)
-        self._wakes = None if blocking is None else Wakes(blocking, settings.operation_timeout, self._failed)
-
-    def missed(self, wanted: Target, error: UnavailableError) -> None:
-        """Take note of a read that Redis did not answer."""
-        wanted.counts.errors += 1
-        self._failed(error)
+        self._wakes = None if blocking is None else Wakes(blocking, shared.settings.operation_timeout, self._failed)
 
     async def read(self, request: Request, looked: Looked | None = None) -> Any:
         """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded.
@@ -72,7 +49,8 @@ class Reader:
         """
         if self.breaker.closed:
             try:
-                if looked is not None and is_quick(looked):  # no lease to wait for: a task of its own makes it later
+                # With no lease to wait for, a task of its own would only make it later.
+                if looked is not None and is_quick(born_of(looked.entry)):
                     return (await self.drive(self.reading.read(request, looked))).value
                 return await self._read_together(request, looked)
             except AwayError:
@@ -199,11 +177,3 @@ class Reader:
             return
         task = self._behind[key] = self.flights.follow(self.drive(make()))
         task.add_done_callback(lambda _: self._behind.pop(key, None))
-
-
-def _no_note() -> None:
-    """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
-
-
-def _ignore(*_: object) -> None:
-    """Take no note."""

@@ -119,7 +119,7 @@ class Reading(Looking):
         """Return what to load under, or None after a wait for somebody else's load: then look again."""
         wanted, ticket, now_us = request.target, seen.sighting.ticket, seen.looked.now_us
         if ticket is not None and request.result_tags is None:
-            if is_quick(seen.looked) or ticket in self._flights:
+            if is_quick(seen.sighting.born) or ticket in self._flights:
                 return Lead(ticket, seen_us=now_us, noted=seen.noted)
             if ("wait", ticket) in self._flights and waits < MOST_WAITS:
                 yield from self._wait(ticket, None)

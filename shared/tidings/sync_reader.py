@@ -6,25 +6,23 @@ pool that could be full. Only what outlives its caller gets a thread (`threadfli
 
 from typing import Any, TypeVar, cast
 
-from .breaker import Breaker
-from .commands import Commands
+from .driver import Driver
 from .entries import Looked
 from .errors import UnavailableError
-from .filling import Filling, Stored
+from .filling import Stored
 from .operations import Operation
-from .reading import Reading
 from .seen import AwayError
 from .shared import Shared
 from .steps import Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import SyncStore
-from .targets import Request, Target
+from .targets import Request
 from .threadflight import ThreadFlights
 from .wakes import ThreadWakes
 
 T = TypeVar("T")
 
 
-class SyncReader:
+class SyncReader(Driver):
     """Reads and fills for threads; the methods are those of `reader.Reader`, blocking."""
 
     def __init__(
@@ -33,31 +31,9 @@ class SyncReader:
         self.store = store
         self.flights = ThreadFlights()
         self.outage = outage
-        self.breaker = shared.breaker if main else Breaker.never()
-        # What memory answers in an outage says nothing of the server.
-        self._failed = shared.failed if main else _ignore
-        self._succeeded = shared.succeeded if main else _ignore
-        settings, sealer = shared.settings, shared.sealer
-        tier, longest_ms = (shared.tier, None) if main else (None, round(settings.outage_ttl * 1000))
-        filling = Filling(
-            settings,
-            sealer=sealer,
-            telemetry=shared.telemetry,
-            tier=tier,
-            clock=shared.clock,
-            longest_ms=longest_ms,
-        )
-        note = shared.note if main else _no_note
-        self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=self.flights, clock=shared.clock)
-        self.commands = Commands(shared, self.reading)
-        self._most_refreshes = settings.max_refreshes
+        super().__init__(shared, self.flights, main=main)
         blocking = getattr(store, "blocking", None)
         self._wakes = None if blocking is None else ThreadWakes(blocking, self._failed)
-
-    def missed(self, wanted: Target, error: UnavailableError) -> None:
-        """Take note of a read that Redis did not answer."""
-        wanted.counts.errors += 1
-        self._failed(error)
 
     def read(self, request: Request, looked: Looked | None = None) -> Any:
         """See `Reader.read`."""
@@ -164,11 +140,3 @@ class _StoppedError(Exception):
     def __init__(self, error: StopIteration) -> None:
         super().__init__()
         self.error = error
-
-
-def _no_note() -> None:
-    """Do without a local tier in an outage: nobody could say what is invalidated meanwhile."""
-
-
-def _ignore(*_: object) -> None:
-    """Take no note."""

@@ -76,9 +76,9 @@ class Target:
         return tuple(self.keyspace.token(tag_token(tag)) for tag in tags)
 
 
-def target(call: Call, keys: Keyspace, counts: Counts, tags: Iterable[str] | None = None) -> Target:
-    """Return where everything of a call is; `tags` in place of the call's own. Raises ArgumentError for a bad one."""
-    distinct = tuple(dict.fromkeys(call.tags if tags is None else tags))
+def target(call: Call, keys: Keyspace, counts: Counts) -> Target:
+    """Return where everything of a call is. Raises ArgumentError for a bad tag."""
+    distinct = tuple(dict.fromkeys(call.tags))
     if len(distinct) > MAX_TAGS:
         raise ConfigurationError(f"{call.label}: {len(distinct)} tags; at most {MAX_TAGS} are possible")
     names = (ALL, namespace_token(call.namespace), *map(tag_token, distinct))

@@ -77,7 +77,7 @@ class Audience:
         """Return who loaded the entry in Redis and in how many ms, be it valid or not; None: no entry."""
         found = await self._cache.reader().ask(Look((get_function_tree.key(package, self.as_of),)))
         facts = facts_of(found.entry)
-        born = None if found.entry is None else born_of(found.entry)
+        born = born_of(found.entry)
         return None if facts is None or born is None else (facts.by, born.load_us / 1000)
 
     async def keep_reading(self, now: Round, packages: Sequence[str], over: asyncio.Event) -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary, finalize
 from .cached import CachedOptions, Decorator, decorator_of
 from .events import Event
 from .invalidation import direct
+from .keys import EventStream
 from .memory import MemoryStore
 from .policy import Seconds, TtlWord
 from .publisher import Receipt
@@ -183,14 +184,16 @@ class Cache:
         reader = self.reader()
         await reader.drive(reader.commands.invalidate_call(call))
 
-    async def invalidate_tokens(self, causes: Mapping[str, str], *, events: str = "") -> None:
+    async def invalidate_tokens(
+        self, causes: Mapping[str, str], *, events: str = "", stream: EventStream | None = None
+    ) -> None:
         """Invalidate by token names (`keys.tag_token` and its like), each with its cause, in one operation.
 
         This is what the worker calls with what a whole batch of events makes wrong; `events` are the ids of their
-        stream entries, whose receipts are told in the same operation.
+        entries in `stream` (None: the plain one), whose receipts are told in the same operation.
         """
         reader = self.reader()
-        await reader.drive(reader.commands.invalidate(causes, events=events))
+        await reader.drive(reader.commands.invalidate(causes, events=events, stream=stream))
 
     # Events
 
@@ -202,9 +205,9 @@ class Cache:
         twice.
         """
         reader = self.reader()
-        stream_id, event_id = await reader.drive(reader.commands.publish(event, subject))
+        stream, stream_id, event_id = await reader.drive(reader.commands.publish(event, subject))
         store = reader.store if isinstance(reader.store, RedisStore) else None
-        return Receipt(stream_id, event_id, self.keys, self.settings.group, store)
+        return Receipt(stream_id, event_id, stream, self.keys, self.settings.group, store)
 
     # Lifetime
 

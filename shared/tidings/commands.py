@@ -14,7 +14,7 @@ from .entries import Look
 from .errors import InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
 from .invalidation import by_pattern, invalidation
-from .keys import ALL, check_namespace
+from .keys import ALL, EventStream, check_namespace
 from .naming import Many, codec_of, named, untyped
 from .operations import Append, Batch, Ping
 from .policy import Seconds, TtlWord
@@ -108,10 +108,12 @@ class Commands:
         """Invalidate one cached function's entry."""
         yield from self._invalidate({}, [self._shared.keys.entry(call.namespace, call.name)])
 
-    def invalidate(self, causes: Mapping[str, str], *, events: str = "") -> Steps[None]:
-        """Invalidate by token names, each with its cause; `events` are applied by it."""
+    def invalidate(
+        self, causes: Mapping[str, str], *, events: str = "", stream: EventStream | None = None
+    ) -> Steps[None]:
+        """Invalidate by token names, each with its cause; `events` of `stream` are applied by it."""
         if causes or events:
-            yield from self._invalidate(causes, [], events)
+            yield from self._invalidate(causes, [], events, stream)
 
     def invalidate_pattern(self, glob: str, namespace: str | None) -> Steps[None]:
         """Invalidate by pattern."""
@@ -124,14 +126,16 @@ class Commands:
         finally:  # as below
             shared.invalidated(told)
 
-    def publish(self, event: Event, subject: str | None) -> Steps[tuple[str, str]]:
-        """Add an event to the stream; return the ids of its entry and its own."""
-        fields = to_fields(event, source=self._shared.settings.source, subject=subject)
+    def publish(self, event: Event, subject: str | None) -> Steps[tuple[EventStream, str, str]]:
+        """Add an event to its subject's stream; return which that is, and the ids of its entry and its own."""
+        settings = self._shared.settings
+        fields = to_fields(event, source=settings.source, subject=subject)
+        stream = self._shared.keys.stream_of(subject or fields["id"], settings.partitions)
         try:
-            stream_id: str = yield Ask(Append(self._shared.keys.events, fields))
+            stream_id: str = yield Ask(Append(stream.events, fields))
         except UnavailableError as error:
             raise PublishError(str(error)) from error
-        return stream_id, fields["id"]
+        return stream, stream_id, fields["id"]
 
     def health(self) -> Steps[dict[str, Any]]:
         """Say how the server and the local tier are."""
@@ -144,9 +148,11 @@ class Commands:
         latency_ms = round((time.perf_counter() - started) * 1000, 3)
         return {"ok": True, **self._shared.health(), "latency_ms": latency_ms}
 
-    def _invalidate(self, causes: Mapping[str, str], entries: Iterable[str], events: str = "") -> Steps[int]:
+    def _invalidate(
+        self, causes: Mapping[str, str], entries: Iterable[str], events: str = "", stream: EventStream | None = None
+    ) -> Steps[int]:
         shared = self._shared
-        operation = invalidation(shared.keys, shared.settings, causes, entries, events=events)
+        operation = invalidation(shared.keys, shared.settings, causes, entries, events=events, stream=stream)
         try:
             live: int = yield Ask(operation)
         except UnavailableError as error:

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigurationError
-from .keys import ALL, Keyspace, namespace_token, tag_token
+from .keys import ALL, EventStream, Keyspace, namespace_token, tag_token
 from .layout import pack_vacancy, unique
 from .operations import Drop, Invalidate, Scan
 from .settings import Settings
@@ -38,11 +38,12 @@ def invalidation(
     entries: Iterable[str] = (),
     *,
     events: str = "",
+    stream: EventStream | None = None,
     patterns: tuple[str, ...] = (),
 ) -> Invalidate:
     """Return the operation that gives the tokens in `causes` new values and the entries new lineages.
 
-    `events` are ids of stream entries that are applied by this; see `Invalidate`.
+    `events` are ids of entries of `stream` (None: the plain one) that are applied by this; see `Invalidate`.
     """
     return Invalidate(
         causes,
@@ -53,7 +54,7 @@ def invalidation(
         settings.log_length,
         round(settings.token_ttl * 1000),
         round(settings.vacancy_ttl * 1000),
-        keys.applied,
+        (stream or keys.stream()).applied,
         events,
         patterns,
     )

@@ -14,6 +14,7 @@ from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from pydantic import BaseModel
 
@@ -65,6 +66,19 @@ def check_namespace(namespace: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class EventStream:
+    """A stream of events, and beside it the one in which workers say which of them they have applied."""
+
+    events: str
+    applied: str
+
+
+def partition_of(subject: str, partitions: int) -> int:
+    """Return which of the partitions a subject's events go to, in every process and every language: CRC-32."""
+    return crc32(subject.encode()) % partitions
+
+
+@dataclass(frozen=True, slots=True)
 class Keyspace:
     """The names of everything that one cache keeps in Redis."""
 
@@ -107,18 +121,27 @@ class Keyspace:
 
     @property
     def events(self) -> str:
-        """The stream of domain events."""
+        """The stream of domain events that are not partitioned."""
         return self._word("events")
+
+    def stream(self, partition: int | None = None) -> EventStream:
+        """Return the names of one partition's streams; None: of the stream that is not partitioned."""
+        if partition is None:
+            return EventStream(self.events, self._word("events:applied"))
+        return EventStream(self._word(f"events:{partition}"), self._word(f"events:applied:{partition}"))
+
+    def streams(self, partitions: int) -> tuple[EventStream, ...]:
+        """Return every stream that a worker reads: the plain one, which anybody may write to, and the partitions."""
+        return (self.stream(), *(map(self.stream, range(partitions)) if partitions > 1 else ()))
+
+    def stream_of(self, subject: str, partitions: int) -> EventStream:
+        """Return where a subject's events go."""
+        return self.stream(partition_of(subject, partitions) if partitions > 1 else None)
 
     @property
     def dead(self) -> str:
         """The dead-letter stream."""
         return self._word("events:dead")
-
-    @property
-    def applied(self) -> str:
-        """The stream in which workers say which events they have applied; receipts wait on it."""
-        return self._word("events:applied")
 
     @property
     def counts(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from .errors import DeadLetteredError, NotAppliedError, UnavailableError
-from .keys import Keyspace
+from .keys import EventStream, Keyspace
 from .store import LONGEST_BLOCK, RedisStore, SyncRedisStore
 
 #: Adds a command to a pipeline, of either client.
@@ -40,6 +40,7 @@ class _Published:
     id: str
     #: the event's own id, unique for all time
     event_id: str
+    _stream: EventStream = field(repr=False)
     _keys: Keyspace = field(repr=False)
     _group: str = field(repr=False)
 
@@ -61,7 +62,7 @@ class Receipt(_Published):
             raise NotAppliedError("a memory:// cache has no worker: nothing applies its events")
         self._store.close_with_loop()
         try:
-            questions = _waiting(self._keys, self._group, self.id, timeout)
+            questions = _waiting(self._stream, self._keys, self._group, self.id, timeout)
             batch = next(questions)
             while True:
                 client = self._store.blocking if batch.blocking else self._store.client
@@ -90,7 +91,7 @@ class SyncReceipt(_Published):
         if self._store is None:
             raise NotAppliedError("a memory:// cache has no worker: nothing applies its events")
         try:
-            questions = _waiting(self._keys, self._group, self.id, timeout)
+            questions = _waiting(self._stream, self._keys, self._group, self.id, timeout)
             batch = next(questions)
             while True:
                 client = self._store.blocking if batch.blocking else self._store.client
@@ -106,7 +107,9 @@ class SyncReceipt(_Published):
             raise UnavailableError(f"waiting for the event {self.event_id}: {error}") from error
 
 
-def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Generator[_Batch, list[Any], None]:
+def _waiting(
+    stream: EventStream, keys: Keyspace, group: str, stream_id: str, timeout: float
+) -> Generator[_Batch, list[Any], None]:
     """Yield questions to the server until the event is known to be applied; raise when it will not be.
 
     Listening comes first, since the word is usually on its way: from the moment of the event's own id, because the word
@@ -118,7 +121,7 @@ def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Gene
     ask_at = time.monotonic() + _FIRST_ASK_SECONDS
     while True:
         while (remaining := min(ask_at, deadline) - time.monotonic()) > 0:
-            (news,) = yield _Batch([_read_on(keys.applied, from_id, remaining)], blocking=True)
+            (news,) = yield _Batch([_read_on(stream.applied, from_id, remaining)], blocking=True)
             if isinstance(news, Exception):
                 raise news
             for from_id, fields in entries_of(news):  # noqa: B007 the next read goes on from it
@@ -128,13 +131,13 @@ def _waiting(keys: Keyspace, group: str, stream_id: str, timeout: float) -> Gene
                     ask_at = 0.0
         groups, pending = yield _Batch(
             [
-                lambda pipe: pipe.xinfo_groups(keys.events),
-                lambda pipe: pipe.xpending_range(keys.events, group, stream_id, stream_id, 1),
+                lambda pipe: pipe.xinfo_groups(stream.events),
+                lambda pipe: pipe.xpending_range(stream.events, group, stream_id, stream_id, 1),
             ]
         )
         why = _why_not_yet(group, stream_id, groups, pending)
         if not why:
-            yield from _raise_if_dead(keys, stream_id)
+            yield from _raise_if_dead(keys, stream.events, stream_id)
             return
         if time.monotonic() >= deadline:
             raise NotAppliedError(f"not applied after {timeout:g} s: {why}")
@@ -160,7 +163,7 @@ def _why_not_yet(group: str, stream_id: str, groups: Any, pending: Any) -> str:
     return "a worker has it and has not acknowledged it" if pending else ""
 
 
-def _raise_if_dead(keys: Keyspace, stream_id: str) -> Generator[_Batch, list[Any], None]:
+def _raise_if_dead(keys: Keyspace, stream: str, stream_id: str) -> Generator[_Batch, list[Any], None]:
     """Look through the dead letters since the event, page by page, for the event's own."""
     from_id: str | bytes = stream_id.partition("-")[0]
     while True:
@@ -169,7 +172,7 @@ def _raise_if_dead(keys: Keyspace, stream_id: str) -> Generator[_Batch, list[Any
             raise page
         for dead_id, fields in page:
             from_id = b"(" + dead_id
-            if fields.get(b"stream_id") == stream_id.encode():
+            if (fields.get(b"stream"), fields.get(b"stream_id")) == (stream.encode(), stream_id.encode()):
                 raise DeadLetteredError(fields.get(b"reason", b"").decode(errors="replace"))
         if not page:
             return

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     group: Word = Field(
         default="tidings", min_length=1, description="the consumer group whose ack makes an event applied"
     )
+    partitions: Size = Field(
+        default=1, ge=1, le=256, description="streams that events are spread over by subject; workers read all of them"
+    )
     source: str = Field(default="/tidings", min_length=1, description="CloudEvents source of events published here")
 
     @classmethod

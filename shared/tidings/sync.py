@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from .cached import CachedOptions, Decorator
 from .events import Event
 from .invalidation import direct
+from .keys import EventStream
 from .memory import SyncMemoryStore
 from .policy import Seconds, TtlWord
 from .publisher import SyncReceipt
@@ -131,18 +132,20 @@ class SyncCache:
         """See `Cache.invalidate_call`."""
         self.reader.drive(self._commands.invalidate_call(call))
 
-    def invalidate_tokens(self, causes: Mapping[str, str], *, events: str = "") -> None:
+    def invalidate_tokens(
+        self, causes: Mapping[str, str], *, events: str = "", stream: EventStream | None = None
+    ) -> None:
         """See `Cache.invalidate_tokens`."""
-        self.reader.drive(self._commands.invalidate(causes, events=events))
+        self.reader.drive(self._commands.invalidate(causes, events=events, stream=stream))
 
     # Events
 
     def publish(self, event: Event, *, subject: str | None = None) -> SyncReceipt:
         """See `Cache.publish`."""
-        stream_id, event_id = self.reader.drive(self._commands.publish(event, subject))
+        stream, stream_id, event_id = self.reader.drive(self._commands.publish(event, subject))
         store, shared = self.reader.store, self._shared
         found = store if isinstance(store, SyncRedisStore) else None
-        return SyncReceipt(stream_id, event_id, shared.keys, shared.settings.group, found)
+        return SyncReceipt(stream_id, event_id, stream, shared.keys, shared.settings.group, found)
 
     # Lifetime
 

@@ -107,7 +107,7 @@ class Handler:
         pipe.xack(keys.events, self._group, *batch.delivered)
         if batch.dead:
             word: Fields = {"ids": "", "dead": " ".join(batch.dead_ids)}
-            pipe.xadd(keys.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
+            pipe.xadd(keys.stream().applied, word, maxlen=APPLIED_LENGTH, approximate=True)
         for name, amount in self._amounts(batch).items():
             pipe.hincrby(keys.counts, name, amount)
         await pipe.execute()

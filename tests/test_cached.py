@@ -617,7 +617,7 @@ def test_every_problem_of_the_environment_is_listed_at_once(default, monkeypatch
     assert "soon" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["", "foo", "http://x", "redis://h:port", "redis+cluster://h"])
+@pytest.mark.parametrize("url", ["", "foo", "http://x", "redis://h:port", "redis+cluster://h/1"])
 def test_a_url_that_is_none_is_a_configuration_error(url):
     with pytest.raises(ConfigurationError):
         Cache(url)

@@ -337,7 +337,7 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
     assert json.loads(shown.out) == {
         "server": url,
         "events": 3,
-        "groups": [{"name": "tidings", "lag": 2, "pending": 1, "consumers": 1}],
+        "groups": [{"stream": "events", "name": "tidings", "lag": 2, "pending": 1, "consumers": 1}],
         "dead_letters": 1,
         "invalidations_logged": 0,
         "warms_queued": 0,
@@ -348,7 +348,7 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
     told = shell.run("stats", TIDINGS_URL=url)
     assert told.code == 0
     words = " ".join(told.out.split())
-    for expected in ("events in the stream 3", "group tidings 2 to read, 1 pending, 1 consumers", "entries in users 2"):
+    for expected in ("events in the stream 3", "group tidings of events 2 to read, 1 pending, 1 consumers", "entries in users 2"):
         assert expected in words
 
 

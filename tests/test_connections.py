@@ -235,7 +235,7 @@ async def test_after_a_failover_the_next_connection_leads_to_the_new_primary(wat
         ("redis+sentinel://h1:26379/main?ssl_ca_certs=x", "has the option ssl_ca_certs"),
         ("redis+sentinel://h1:26379/main?protocol=x", "protocol must be 2 or 3"),
         ("redis://h1:26379?protocol=4", "protocol must be 2 or 3"),
-        ("redis+cluster://h1:6379", "not supported yet"),
+        ("redis+cluster://h1:6379", "names a cluster where one server"),
         ("unix+sentinel://h1:6379/main", "does not start with"),
     ],
 )

@@ -21,12 +21,22 @@ from tidings.naming import named, untyped
 from tidings.targets import Request, Target
 
 
-@pytest.fixture(params=["memory", "server"])
+def url_of(request) -> str:
+    """Return what a fixture is to use, for its parameter."""
+    if request.param == "cluster":
+        return request.getfixturevalue("cluster").url
+    return "memory://" if request.param == "memory" else request.getfixturevalue("url")
+
+
+@pytest.fixture(params=["memory", "server", "cluster"])
 async def cache(request):
-    url = "memory://" if request.param == "memory" else request.getfixturevalue("url")
     # A short lease: with result tags, whoever must not join a load still waits for the lease that it has taken.
-    async with Cache(url, lease_ttl=0.2) as made:
+    async with Cache(url_of(request), lease_ttl=0.2) as made:
         yield made
+
+
+#: For tests that count on the one exchange that a fill with result tags is there: on a cluster it takes several.
+on_one_server = pytest.mark.parametrize("cache", ["memory", "server"], indirect=True)
 
 
 class Database:
@@ -385,10 +395,9 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list]:
     return thread, results
 
 
-@pytest.fixture(params=["memory", "server"])
+@pytest.fixture(params=["memory", "server", "cluster"])
 def blocking_cache(request):
-    url = "memory://" if request.param == "memory" else request.getfixturevalue("url")
-    made = Cache(url, lease_ttl=0.2)
+    made = Cache(url_of(request), lease_ttl=0.2)
     yield made
     made.sync.close()
 
@@ -440,6 +449,7 @@ async def test_a_result_tag_invalidated_before_the_load_does_not_keep_it_from_be
     assert database.loads == 1
 
 
+@on_one_server
 async def test_an_unknown_result_tag_is_not_believed_while_others_are_invalidated(cache, owned, database):
     """Its token could have been invalidated and lost: the first load is not stored, the second is."""
     reader = asyncio.create_task(owned(1))
@@ -771,6 +781,7 @@ async def test_an_invalidation_between_the_two_steps_of_a_set_makes_its_value_wr
 # The local tier against the log
 
 
+@on_one_server
 @pytest.mark.parametrize("when", ["before the answer", "after the put"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_value_that_was_looked_up_before_an_invalidation_does_not_stay_in_the_local_tier(
@@ -802,6 +813,7 @@ async def test_a_value_that_was_looked_up_before_an_invalidation_does_not_stay_i
     assert [await load(1), await load(1)] == ["new", "new"]
 
 
+@on_one_server
 async def test_a_value_is_kept_here_under_its_own_tags_whatever_another_load_learns_meanwhile(cache, database):
     """The answer to the look is on its way while a refresh finds the row with another owner."""
 

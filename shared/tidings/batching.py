@@ -99,6 +99,27 @@ class _Reads:
             if not future.done():
                 future.set_exception(self._explain(failure))
 
+    def commands(self) -> tuple[bytes, int]:
+        """Return what to send, and how many replies come."""
+        return pack(("MGET", *self.keys)), 1
+
+
+class _ReadsApart(_Reads):
+    """The same with a command for each key, which a cluster wants where slots differ. An error stands for its value."""
+
+    __slots__ = ("_expected", "_replies")
+
+    def take(self, reply: Any) -> None:
+        self._replies.append(reply[0] if isinstance(reply, list) else reply)
+        if len(self._replies) == self._expected:
+            super().take(self._replies)
+
+    def commands(self) -> tuple[bytes, int]:
+        packed = [pack(("MGET", key)) for key in self.keys]
+        self._expected = len(packed)
+        self._replies: Values = []
+        return b"".join(packed), len(packed)
+
 
 def _packable(reads: list[_Read]) -> list[_Read]:
     """Fail those whose keys cannot be sent, and return the others, who must not fail with them."""
@@ -127,7 +148,8 @@ class Multiplexer:
 
     A lost connection, or one on which an answer takes longer than `timeout` seconds, fails what is under way with what
     `explain` makes of redis-py's error or the TimeoutError, and nothing else: what has not been sent goes out on the
-    next connection. Cancelling a caller leaves the connection and the others alone.
+    next connection. Cancelling a caller leaves the connection and the others alone. With `apart` each key is read by a
+    command of its own.
     """
 
     def __init__(
@@ -135,7 +157,10 @@ class Multiplexer:
         connection: Callable[[], AbstractConnection],
         timeout: float,
         explain: Callable[[Exception], Exception] = _as_it_is,
+        *,
+        apart: bool = False,
     ) -> None:
+        self._reading = _ReadsApart if apart else _Reads
         self._connection = connection
         self._timeout = timeout
         self._explain = explain
@@ -218,14 +243,14 @@ class Multiplexer:
         waiters, commands, reads = self._exchanges, self._commands, self._reads
         if reads:
             self._reads = []
-            batch = _Reads(reads, self._explain)
+            batch = self._reading(reads, self._explain)
             try:
-                command = pack(("MGET", *batch.keys))
+                command, replies = batch.commands()
             except ValueError:  # a lone surrogate in somebody's key
-                batch = _Reads(_packable(reads), self._explain)
-                command = pack(("MGET", *batch.keys)) if batch.reads else b""
+                batch = self._reading(_packable(reads), self._explain)
+                command, replies = batch.commands() if batch.reads else (b"", 0)
             if command:
-                waiters.append(batch)
+                waiters += [batch] * replies
                 commands.append(command)
         if waiters:
             self._exchanges, self._commands = [], []

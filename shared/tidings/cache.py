@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary, finalize
 
+from .after import After, after, events_of
 from .cached import CachedOptions, Decorator, decorator_of
 from .events import Event
 from .invalidation import direct
@@ -16,7 +18,6 @@ from .reader import Reader
 from .resource import Resource
 from .settings import CacheOptions, GivenSettings, Settings
 from .shared import Shared
-from .store import AsyncStore, RedisStore
 from .sync import SyncCache
 from .targets import Call, Target
 
@@ -29,8 +30,8 @@ class Cache:
     Reads fail open: when Redis is away they load, and say so once. Invalidating and publishing raise. May be used from
     several event loops and threads, and after a fork; `aclose` releases what the current event loop holds.
 
-    `url` is redis://, rediss://, unix://, redis+sentinel:// or memory://; the options are those of `CacheOptions`, each
-    explained in `Settings`. Raises ConfigurationError, which lists every problem.
+    `url` is redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or memory://; the options are those of
+    `CacheOptions`, each explained in `Settings`. Raises ConfigurationError, which lists every problem.
     """
 
     def __init__(self, url: str, **options: Unpack[CacheOptions]) -> None:
@@ -49,6 +50,8 @@ class Cache:
         self.keys = shared.keys
         self.telemetry = shared.telemetry
         self.tier = shared.tier
+        self.hot = shared.hot
+        self.scopes = shared.scopes
         #: The same, blocking, for threads and scripts without an event loop.
         self.sync = SyncCache(shared, self)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
@@ -206,8 +209,21 @@ class Cache:
         """
         reader = self.reader()
         stream, stream_id, event_id = await reader.drive(reader.commands.publish(event, subject))
-        store = reader.store if isinstance(reader.store, RedisStore) else None
-        return Receipt(stream_id, event_id, stream, self.keys, self.settings.group, store)
+        return Receipt(stream_id, event_id, stream, self.keys, reader.hearing)
+
+    def after(self, *events: After, timeout: float = 1.0) -> AbstractAsyncContextManager[None]:
+        """Return a block, ``async with cache.after(receipt):``, inside of which no read is from before these events.
+
+        An event is named by its receipt, or by the text of `Receipt.reference` that came with a request; None is no
+        event. Entering waits until all are applied, `timeout` seconds at most. If they are not by then, or Redis does
+        not answer, or an event is a dead letter, reads inside load directly and keep nothing; `stats` counts them as
+        `unapplied`. For Redis's sake nothing is raised. Raises ArgumentError for a text that is no reference.
+
+        Reads inside do without the local tier and without stale values, whatever their policies permit. Tasks that are
+        started inside read in the same way until the block ends.
+        """
+        found = events_of(events, self.keys, self.settings)
+        return after(self.reader, self.scopes, found, timeout)
 
     # Lifetime
 
@@ -267,11 +283,8 @@ class Cache:
         if reader is None:
             self._forget_closed_loops()
             shared = self._shared
-            store: AsyncStore = (
-                RedisStore.connect(self.settings) if shared.memory is None else MemoryStore(shared.memory)
-            )
             outage = None if shared.outage is None else Reader(MemoryStore(shared.outage), shared, main=False)
-            reader = self._readers[loop] = Reader(store, shared, outage=outage)
+            reader = self._readers[loop] = Reader(shared.store(), shared, outage=outage)
         self._last = (loop, reader)
         return reader
 

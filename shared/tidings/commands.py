@@ -23,6 +23,7 @@ from .seen import NOTHING, AwayError
 from .shared import Shared
 from .steps import Ask, Invoke, Steps
 from .targets import Call, Request
+from .tracing import tracing
 
 
 class Commands:
@@ -66,11 +67,12 @@ class Commands:
         """Return values by key."""
         many = Many.of(keys)
         requests = [self.named(key, namespace) for key in many.keys]
-        if requests and self._shared.breaker.closed:
+        if requests and self._shared.asks:
             try:
                 return many.named((yield from peek_many(self._reading, requests, default)))
             except AwayError:
                 pass
+        self._shared.count_unapplied(requests)
         return dict.fromkeys(many.keys, default)
 
     def get_or_set_many(
@@ -90,10 +92,11 @@ class Commands:
             loaded = yield Invoke(partial(func, [many.keys[index] for index in indices]))
             return many.indexed(loaded, indices, func)
 
-        if requests and self._shared.breaker.closed:
+        if requests and self._shared.asks:
             return many.named((yield from read_many(self._reading, requests, load)))
-        for request in requests:
-            request.target.counts.direct += 1
+        if not self._shared.count_unapplied(requests):
+            for request in requests:
+                request.target.counts.direct += 1
         if not requests:
             return {}
         with requests[0].target.counts.loading():
@@ -132,7 +135,8 @@ class Commands:
         fields = to_fields(event, source=settings.source, subject=subject)
         stream = self._shared.keys.stream_of(subject or fields["id"], settings.partitions)
         try:
-            stream_id: str = yield Ask(Append(stream.events, fields))
+            with tracing().publishing(fields["type"], fields["id"], stream.events) as carrier:
+                stream_id: str = yield Ask(Append(stream.events, {**fields, **carrier}))
         except UnavailableError as error:
             raise PublishError(str(error)) from error
         return stream, stream_id, fields["id"]

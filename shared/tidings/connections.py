@@ -29,6 +29,10 @@ class _Idle:
     since: float = 0.0
 
 
+#: A connection on which replies are awaited, and the list of idle ones that it was taken from.
+Sent = tuple[_Idle, list[_Idle]]
+
+
 class Connections:
     """Exchanges with one server from any thread, on connections made as the pool would make them.
 
@@ -44,15 +48,28 @@ class Connections:
 
     def exchange(self, data: bytes, expected: int) -> list[Any]:
         """Send commands and return one reply for each, errors among them. Raises redis-py's errors and OSError."""
+        return self.receive(self.send(data), expected)
+
+    def send(self, data: bytes) -> Sent:
+        """Send commands, whose replies are to be taken by `receive`: what is sent to several servers goes together."""
         if self._process != os.getpid():
             self._leave_to_parent()
         idle = self._idle
         taken = self._take(idle)
+        try:
+            taken.connection.send_packed_command((data,), check_health=False)
+        except BaseException:
+            taken.connection.disconnect()
+            raise
+        return taken, idle
+
+    def receive(self, sent: Sent, expected: int) -> list[Any]:
+        """Return a reply for each command that was sent; see `exchange`."""
+        taken, idle = sent
         connection = taken.connection
         replies: list[Any] = []
         keep = True
         try:
-            connection.send_packed_command((data,), check_health=False)
             for _ in range(expected):
                 try:
                     replies.append(connection.read_response())

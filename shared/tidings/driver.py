@@ -9,6 +9,7 @@ from .errors import UnavailableError
 from .filling import Filling
 from .reading import Reading
 from .shared import Shared
+from .steps import Steps
 from .targets import Target
 
 
@@ -29,6 +30,16 @@ class Driver:
         self.reading = Reading(settings, filling, sealer=sealer, note=note, flights=flights, clock=clock)
         self.commands = Commands(shared, self.reading)
         self._most_refreshes = settings.max_refreshes
+        self._hot = shared.hot
+
+    def tell_hot(self) -> None:
+        """Send which calls are read most, in the background; not while Redis is away."""
+        if self.breaker.closed:
+            self._send(self._hot.flush())
+
+    def _send(self, steps: Steps[None]) -> None:
+        """Carry out steps that nobody waits for."""
+        raise NotImplementedError
 
     def missed(self, wanted: Target, error: UnavailableError) -> None:
         """Take note of a read that Redis did not answer."""

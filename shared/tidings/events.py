@@ -1,45 +1,41 @@
-"""Domain events: the class that services define, the envelope around it, and its fields in the stream.
+"""Domain events: the class that services define, and how one is written to the stream and read from an envelope.
 
 An event's fields are its data; what CloudEvents calls attributes (id, source, subject, time) travels in the envelope.
-In the stream an event is flat UTF-8 fields under CloudEvents 1.0 names, so that any language can write one by hand;
-``type`` alone is enough.
 """
 
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
+from .envelopes import MAX_EVENT_BYTES, Envelope, ParsedData, from_fields, shorten
 from .errors import ConfigurationError, DuplicateEventTypeError, EventError
 from .keys import qualified
+from .tracing import tracing
 
-#: An event says what changed; it does not carry it. A larger stream entry is no event.
-MAX_EVENT_BYTES = 1024 * 1024
+__all__ = [
+    "MAX_EVENT_BYTES",
+    "Envelope",
+    "Event",
+    "UntypedEvent",
+    "class_of",
+    "from_fields",
+    "shorten",
+    "to_fields",
+    "type_of",
+]
 
 #: Names that an event's data cannot have as a class's fields: they are the event's own.
 _RESERVED = frozenset({"event_type", "envelope", "of", "read"})
 
+_ENVELOPE = "_envelope"
+
 _types: dict[str, type["Event"]] = {}
 _types_lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """An event as the stream has it: CloudEvents attributes and the data, not yet of any class."""
-
-    id: str
-    type: str
-    source: str
-    time: datetime
-    data: Mapping[str, Any]
-    subject: str | None = None
-    #: the id of the stream entry that it was read from
-    stream_id: str | None = None
 
 
 class Event(BaseModel):
@@ -52,7 +48,6 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     event_type: ClassVar[str] = ""
-    _envelope: Envelope | None = PrivateAttr(default=None)
 
     def __init_subclass__(cls, *, type: str = "", **kwargs: Any) -> None:  # noqa: A002 the design's keyword
         """Take `type` out of the class keywords; pydantic's own come back to us below, when the class is complete."""
@@ -89,7 +84,7 @@ class Event(BaseModel):
     @property
     def envelope(self) -> Envelope | None:
         """The envelope that this event was read from; None for one that was made here."""
-        return self._envelope
+        return (self.__pydantic_private__ or {}).get(_ENVELOPE)
 
     @staticmethod
     def of(type: str, data: Mapping[str, Any]) -> "Event":  # noqa: A002 the same word as at class definition
@@ -109,19 +104,25 @@ class Event(BaseModel):
     @classmethod
     def read(cls, envelope: Envelope) -> Self:
         """Make an instance of the envelope's data, read as JSON. Raises EventError, which lists what does not fit."""
-        data = dict(envelope.data)
+        data = envelope.data
+        text = data.text if isinstance(data, ParsedData) else json.dumps(dict(data))
         while True:
             try:
-                event = cls.model_validate_json(json.dumps(data))
+                event = cls.model_validate_json(text)
             except ValidationError as error:
-                unknown = {e["loc"][0] for e in error.errors() if e["type"] == "extra_forbidden" and len(e["loc"]) == 1}
+                unknown = _unknown(error)
                 if not unknown:
                     raise EventError(f"{envelope.type}: {_problems(error)}") from None
                 # Fields that a newer publisher has added, and only those of the event itself: what a model inside it
                 # allows or forbids is that model's affair.
-                data = {name: value for name, value in data.items() if name not in unknown}
+                text = json.dumps({name: value for name, value in data.items() if name not in unknown})
             else:
-                event._envelope = envelope  # noqa: SLF001 its own
+                # Among the private attributes, so that copies and pickles have it, but not declared as one: pydantic
+                # would take as long to give each event its default as to check the data.
+                if (private := event.__pydantic_private__) is None:
+                    object.__setattr__(event, "__pydantic_private__", {_ENVELOPE: envelope})
+                else:
+                    private[_ENVELOPE] = envelope
                 return event
 
 
@@ -174,72 +175,11 @@ def to_fields(event: Event, *, source: str, subject: str | None = None) -> dict[
     }
     if subject is not None:
         fields["subject"] = subject
-    return fields
+    return fields | tracing().current()
 
 
-def from_fields(stream: str, stream_id: str, fields: Mapping[bytes, bytes]) -> Envelope:
-    """Read a stream entry, native or written by hand. Raises EventError with the reason it cannot be read."""
-    size = sum(len(name) + len(value) for name, value in fields.items())
-    if size > MAX_EVENT_BYTES:
-        raise EventError(f"{size} bytes are more than an event's {MAX_EVENT_BYTES}")
-    text: dict[str, str] = {}
-    for name, value in fields.items():
-        try:
-            text[name.decode()] = value.decode()
-        except UnicodeDecodeError as error:
-            raise EventError(f"the field {name[:64]!r} is not UTF-8: {error.reason} at byte {error.start}") from None
-    if not text.get("type"):
-        raise EventError(shorten(f"no 'type' among the fields {sorted(text)[:20]}"))
-    content = text.get("datacontenttype", "application/json")
-    media_type = content.partition(";")[0].strip().lower()
-    if media_type not in {"application/json", "text/json"} and not media_type.endswith("+json"):
-        raise EventError(f"the data's content type is {content[:64]!r}, not JSON")
-    return Envelope(
-        id=text.get("id") or stream_id,
-        type=text["type"],
-        source=text.get("source") or stream,
-        time=_time(text.get("time"), stream_id),
-        data=_data(text.get("data")),
-        subject=text.get("subject"),
-        stream_id=stream_id,
-    )
-
-
-def _data(text: str | None) -> Mapping[str, Any]:
-    if not text:
-        return {}
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise EventError(f"'data' is not JSON: {error}") from None
-    except RecursionError:
-        raise EventError("'data' is nested too deeply") from None
-    if not isinstance(data, dict):
-        raise EventError(f"'data' is a JSON {type(data).__name__}, not an object")
-    if "\\ud" in text.lower():  # JSON can say a lone surrogate, which is no text: no key could be made of it
-        for name, value in data.items():
-            try:
-                json.dumps({name: value}, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise EventError(f"'data' is not Unicode text at {name!a:.100}") from None
-    return data
-
-
-def _time(text: str | None, stream_id: str) -> datetime:
-    if text:
-        try:
-            time = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z
-        except ValueError:
-            raise EventError(f"'time' is not RFC 3339: {text[:64]!r}") from None
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
-    try:
-        return datetime.fromtimestamp(int(stream_id.partition("-")[0]) / 1000, UTC)
-    except (ValueError, OverflowError, OSError):  # an id made by hand need not be a time
-        return datetime.now(UTC)
-
-
-#: A reason is read by people: so many problems, of so many characters.
-_PROBLEMS_LISTED, _REASON_LENGTH = 10, 1000
+#: A reason is read by people: so many problems at most.
+_PROBLEMS_LISTED = 10
 
 
 def _problems(error: ValidationError) -> str:
@@ -250,6 +190,7 @@ def _problems(error: ValidationError) -> str:
     return shorten("; ".join(listed + more))
 
 
-def shorten(reason: str) -> str:
-    """Return a reason at a length that people read and streams hold."""
-    return reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + "…"
+def _unknown(error: ValidationError) -> set[Any]:
+    """Return the names of the event's own fields that its class does not have."""
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    return {e["loc"][0] for e in found if e["type"] == "extra_forbidden" and len(e["loc"]) == 1}

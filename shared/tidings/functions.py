@@ -50,6 +50,9 @@ class CachedFunction(Described[P, R]):
         if self._when is not None and not self._applies(args, kwargs):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return await self.uncached(*args, **kwargs)
+        if cache.scopes.open and cache.scopes.rule() is not None:
+            request = self._request(self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs))
+            return await cache.reader().read(request)  # type: ignore[no-any-return]
         known_of, known = self._known
         try:
             wanted = known[self._identify(*args, **kwargs)] if known_of is cache else None  # type: ignore[misc]
@@ -62,9 +65,16 @@ class CachedFunction(Described[P, R]):
             payload, tier = slot.payload, cache.tier
             if (now := tier.clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
-                wanted.counts.local_hits += 1
+                counts = wanted.counts
+                counts.local_hits = hits = counts.local_hits + 1
+                if hits >= counts.sample_at and cache.hot.note(self, wanted, args, kwargs):
+                    cache.reader().tell_hot()
                 return value if slot.shared else self.codec.decode(payload)
         reader, looked = cache.reader(), None
+        counts = wanted.counts
+        counts.sample_at -= 1
+        if counts.local_hits >= counts.sample_at and cache.hot.note(self, wanted, args, kwargs):
+            reader.tell_hot()
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
                 values = await reader.store.read(wanted.keys, bulk=wanted.bulk)
@@ -119,6 +129,9 @@ class CachedSyncFunction(Described[P, R]):
         if self._when is not None and not self._applies(args, kwargs):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return self.uncached(*args, **kwargs)
+        if cache.scopes.open and cache.scopes.rule() is not None:
+            request = self._request(self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs))
+            return cache.sync.reader.read(request)  # type: ignore[no-any-return]
         known_of, known = self._known
         try:
             wanted = known[self._identify(*args, **kwargs)] if known_of is cache else None  # type: ignore[misc]
@@ -131,9 +144,16 @@ class CachedSyncFunction(Described[P, R]):
             payload, tier = slot.payload, cache.tier
             if (now := tier.clock()) < slot.expires and now < tier.alive_until:
                 slot.visited = True
-                wanted.counts.local_hits += 1
+                counts = wanted.counts
+                counts.local_hits = hits = counts.local_hits + 1
+                if hits >= counts.sample_at and cache.hot.note(self, wanted, args, kwargs):
+                    cache.sync.reader.tell_hot()
                 return value if slot.shared else self.codec.decode(payload)
         reader, looked = cache.sync.reader, None
+        counts = wanted.counts
+        counts.sample_at -= 1
+        if counts.local_hits >= counts.sample_at and cache.hot.note(self, wanted, args, kwargs):
+            reader.tell_hot()
         if wanted.plain and self.options.result_tags is None and reader.breaker.closed:
             try:
                 values = reader.store.read(wanted.keys)

@@ -144,9 +144,23 @@ class Keyspace:
         return self._word("events:dead")
 
     @property
+    def ledger(self) -> str:
+        """A hash of what the workers have last seen of the streams and the servers: how they notice a loss."""
+        return self._word("events:seen")
+
+    @property
     def counts(self) -> str:
         """A hash of what the workers have done since it was made."""
         return self._word("events:counts")
+
+    def hot(self, namespace: str, window: int) -> str:
+        """Return the key of a sorted set: calls of a namespace that were read in one stretch of time, by samples."""
+        return self._word(f"hot:{namespace}:{window}")
+
+    @property
+    def failing(self) -> str:
+        """A hash of the warms that keep failing, beside the queue of jobs."""
+        return self._word("warms:failing")
 
     @property
     def jobs(self) -> str:

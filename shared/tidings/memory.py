@@ -18,7 +18,7 @@ from .fence import Verdict, judge
 from .forks import in_child
 from .globs import glob_to_regex
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
-from .operations import Append, Batch, Drop, Invalidate, Operation, Ping, Scan
+from .operations import Append, Batch, Drop, Invalidate, NoteCalls, Operation, Ping, ReadCalls, Scan
 
 T = TypeVar("T")
 
@@ -94,7 +94,9 @@ class Memory:
                 return identifier
             case Batch():
                 return [self._dispatch(inner) for inner in operation.operations]
-            case Release() | Ping():
+            case ReadCalls():
+                return {}  # nobody warms what is kept here
+            case Release() | Ping() | NoteCalls():
                 return None
         raise NotImplementedError(type(operation).__name__)
 

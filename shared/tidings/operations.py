@@ -138,6 +138,48 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteCalls:
+    """Add reads to the counts of calls in a sorted set, which keeps the `most` that were read most."""
+
+    key: str
+    reads: Mapping[str, int]
+    most: int
+    keep_ms: int
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One ZINCRBY for each call, then what bounds the set in size and time."""
+        return (
+            *(("ZINCRBY", self.key, reads, call) for call, reads in self.reads.items()),
+            ("ZREMRANGEBYRANK", self.key, 0, -self.most - 1),
+            ("PEXPIRE", self.key, self.keep_ms),
+        )
+
+    def parse(self, replies: Sequence[Any]) -> None:
+        """Return nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCalls:
+    """Read the calls of a sorted set that were read most, at most so many."""
+
+    key: str
+    most: int
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One ZREVRANGE."""
+        return (("ZREVRANGE", self.key, 0, self.most - 1, "WITHSCORES"),)
+
+    def parse(self, replies: Sequence[Any]) -> dict[bytes, float]:
+        """Return the counts by call; RESP2 has them one after the other, RESP3 in pairs."""
+        flat = replies[0]
+        if flat and isinstance(flat[0], list):
+            flat = [part for pair in flat for part in pair]
+        return {call: float(count) for call, count in zip(flat[::2], flat[1::2], strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Several operations in one exchange; gives a list of what they return. An error of one is the error of all."""
 

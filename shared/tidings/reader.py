@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
 
+from .after import Rule
 from .driver import Driver
 from .entries import Looked
 from .errors import DecodeError, UnavailableError
 from .filling import Stored
+from .hearing import Clients, Hearing
 from .layout import born_of
 from .looking import is_quick
 from .operations import Operation
@@ -38,29 +40,38 @@ class Reader(Driver):
         self.outage = outage
         super().__init__(shared, self.flights, main=main)
         self._behind: dict[str, asyncio.Task[Any]] = {}
-        blocking = getattr(store, "blocking", None)
+        blocking = getattr(store, "blocking_for", None)
+        keys, group = shared.keys, shared.settings.group
+        #: the waits for events on this loop; None where nothing applies them
+        self.hearing = Hearing(store, keys, group, self._failed) if isinstance(store, Clients) else None
+        self._scopes = shared.scopes
         self._wakes = None if blocking is None else Wakes(blocking, shared.settings.operation_timeout, self._failed)
 
     async def read(self, request: Request, looked: Looked | None = None) -> Any:
         """Return a value as `Reading.read` says; while Redis is away from the outage's store, or loaded.
 
         A crowd that finds the same is one read; then each caller gets an object of its own, as from Redis: one that
-        changes it must not change it for the others.
+        changes it must not change it for the others. Inside of `after` it is as that says.
         """
+        rule = self._scopes.rule() if self._scopes.open else None
+        if rule is Rule.DIRECT:
+            request.target.counts.unapplied += 1
+            with request.target.counts.loading():
+                return await request.load()
         if self.breaker.closed:
             try:
                 # With no lease to wait for, a task of its own would only make it later.
                 if looked is not None and is_quick(born_of(looked.entry)):
-                    return (await self.drive(self.reading.read(request, looked))).value
-                return await self._read_together(request, looked)
+                    return (await self.drive(self.reading.read(request, looked, stale=rule is None))).value
+                return await self._read_together(request, looked, rule)
             except AwayError:
                 pass
         return await self.read_without(request)
 
-    async def _read_together(self, request: Request, looked: Looked | None) -> Any:
+    async def _read_together(self, request: Request, looked: Looked | None, rule: Rule | None) -> Any:
         keys, counts = request.target.look.keys, request.target.counts
-        same = (keys,) if looked is None else (keys, looked.entry, *looked.tokens)
-        found, first = await self._share(same, request, lambda: self.reading.read(request, looked))
+        same = (rule, keys) if looked is None else (rule, keys, looked.entry, *looked.tokens)
+        found, first = await self._share(same, request, lambda: self.reading.read(request, looked, stale=rule is None))
         if first:
             return found.value
         setattr(counts, found.counted, getattr(counts, found.counted) + 1)
@@ -72,11 +83,12 @@ class Reader(Driver):
     async def read_without(self, request: Request) -> Any:
         """Return a value without Redis. Loads are not shared: nobody can say under what they began.
 
-        The outage's store is for outages alone: what it holds nobody can invalidate from elsewhere.
+        The outage's store is for outages alone: what it holds nobody can invalidate from elsewhere. Nor may
+        anybody inside of `after` be served from it.
         """
         request.target.counts.direct += 1
-        if self.outage is not None and not self.breaker.closed:
-            return await self.outage.read(request)
+        if (outage := self._outage_now()) is not None:
+            return await outage.read(request)
         with request.target.counts.loading():
             return await request.load()
 
@@ -100,7 +112,13 @@ class Reader(Driver):
             return Stored.UNAVAILABLE
 
     async def peek(self, request: Request, default: Any) -> Any:
-        """Return the entry's value, or `default` where there is none or Redis is away."""
+        """Return the entry's value, or `default` where there is none or Redis is away.
+
+        Also where `after` lets nothing be served from the cache.
+        """
+        if self._scopes.open and self._scopes.rule() is Rule.DIRECT:
+            request.target.counts.unapplied += 1
+            return default
         if self.breaker.closed:
             try:
                 return await self.drive(self.reading.peek(request, default))
@@ -133,6 +151,8 @@ class Reader(Driver):
         """
         if self._wakes is not None:
             await self._wakes.aclose()
+        if self.hearing is not None:
+            await self.hearing.aclose()
         await self.flights.drain(drain_timeout)
         if self.outage is not None:
             await self.outage.aclose(drain_timeout)
@@ -169,8 +189,16 @@ class Reader(Driver):
             case Wait():
                 return self._wakes is not None and await self._wakes.wait(step) and self.breaker.closed
 
+    def _outage_now(self) -> "Reader | None":
+        inside = self._scopes.open and self._scopes.rule() is not None
+        return None if self.breaker.closed or inside else self.outage
+
     async def _share(self, same: Hashable, request: Request, steps: Callable[[], Steps[T]]) -> tuple[T, bool]:
         return await self.flights.share(same, request.target.key, lambda: self.drive(steps()))
+
+    def _send(self, steps: Steps[None]) -> None:
+        if not self.flights.ending:
+            self.flights.follow(self.drive(steps))
 
     def _start_behind(self, key: str, make: Callable[[], Steps[Any]]) -> None:
         if key in self._behind or len(self._behind) >= self._most_refreshes:

@@ -54,13 +54,16 @@ class Reading(Looking):
         self._flights = flights
         self._chance = chance
 
-    def read(self, request: Request, looked: Looked | None = None, noted: int | None = None) -> Steps[Found]:
+    def read(
+        self, request: Request, looked: Looked | None = None, noted: int | None = None, *, stale: bool = True
+    ) -> Steps[Found]:
         """Return a value that no acknowledged invalidation has made wrong, unless the policy permits a stale one.
 
-        `looked` is what has been read already, under `noted`. Raises what the load raises, and AwayError.
+        `looked` is what has been read already, under `noted`; with `stale` false the policy permits none. Raises what
+        the load raises, and AwayError.
         """
-        found = yield from self._find(request, looked, noted)
-        return found if isinstance(found, Found) else (yield from self._load(request, *found))
+        found = yield from self._find(request, looked, noted, stale=stale)
+        return found if isinstance(found, Found) else (yield from self._load(request, *found, stale=stale))
 
     def ensure(self, request: Request, *, renew: bool = False) -> Steps[Stored]:
         """Load and fill unless the entry is fresh, joining a load in flight as `read` does, and say what came of it.
@@ -197,16 +200,16 @@ class Reading(Looking):
 
     # Loading
 
-    def _load(self, request: Request, seen: Seen, lead: Lead, counted: str) -> Steps[Found]:
+    def _load(self, request: Request, seen: Seen, lead: Lead, counted: str, *, stale: bool) -> Steps[Found]:
         """Join or start the load; where it fails or is late, serve what the policy permits in its place."""
         policy = request.target.call.policy
-        timeout = policy.timeout if seen.covers(policy, 0) else None
+        timeout = policy.timeout if stale and seen.covers(policy, 0) else None
         try:
             flown, first = yield from self._fly(request, lead, timeout)
         except EncodeError:
             raise
         except Exception as error:
-            if self._covers(request, seen):
+            if stale and self._covers(request, seen):
                 return self._covered(request, seen, counted, error)
             if not isinstance(error, LoadTimeoutError):
                 raise

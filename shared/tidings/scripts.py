@@ -1,8 +1,8 @@
 """The Lua of each operation that has to look before it writes. One call each; none needs its keys to change together.
 
-On one server a script is atomic. What each one promises holds as well when its keys are done one by one in the order
-written here, which is how a cluster will have it, but for `FILL` with result tags, whose argument (see `fence`) needs
-the log, the tokens and the entry at one instant.
+On one server a script is atomic. On a cluster its keys are done one by one (`cluster_operations`): what each one
+promises holds as well then, but for `FILL` with result tags, whose argument (see `fence`) needs the log, the tokens and
+the entry at one instant, and which has another argument there.
 
 Times are the server's own, in microseconds and 16 digits.
 """
@@ -26,16 +26,16 @@ class Script:
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def _lua(value: bytes) -> str:
+def lua(value: bytes) -> str:
     """Return a Lua string of these bytes."""
     return "'" + "".join(f"\\{byte:03d}" for byte in value) + "'"
 
 
-_NOW = "local t = redis.call('TIME') local now = t[1] .. string.format('%06d', t[2])"
+NOW = "local t = redis.call('TIME') local now = t[1] .. string.format('%06d', t[2])"
 
 # The invalidation log is the clock that invalidations are ordered by, since the server's may be set back: each of its
 # entries has a time behind that of the one before it. Gives the last entry's id and time; '' and 0 without one.
-_LAST = """
+LAST = """
 local function last_of(log)
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if not last then return '', 0 end
@@ -69,18 +69,18 @@ end
 # is. The lease names what it was taken under: under newer tokens, in a newer lineage, or with result tags behind a
 # longer log, it is nobody's. Who waits for it then waits for the load that has overtaken it.
 OPEN = Script.of(f"""
-{_NOW}
-{_LAST}
+{NOW}
+{LAST}
 local log = KEYS[#KEYS]
 local logged, at
 local head = redis.pcall('GETRANGE', KEYS[1], 0, {LINEAGE_END - 1})
 local kind = type(head) == 'string' and #head == {LINEAGE_END} and string.sub(head, 1, {LINEAGE_START})
-if kind == {_lua(ENTRY)} or kind == {_lua(KEPT)} or kind == {_lua(VACANT)} then
+if kind == {lua(ENTRY)} or kind == {lua(KEPT)} or kind == {lua(VACANT)} then
   if ARGV[4] == '1' then
     redis.call('SETRANGE', KEYS[1], {LINEAGE_START}, string.sub(ARGV[1], {LINEAGE_START + 1}))
     head = kind .. string.sub(ARGV[1], {LINEAGE_START + 1})
   end
-  if kind == {_lua(VACANT)} then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') end
+  if kind == {lua(VACANT)} then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') end
 else
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   head = ARGV[1]
@@ -133,8 +133,8 @@ return {{head, tokens, now, leads, left, position, asked and logged or '', asked
 # A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
 # Of result tags nothing is known without the log of before the load: its last entry must still be there.
 FILL = Script.of(f"""
-{_NOW}
-{_LAST}
+{NOW}
+{LAST}
 {_END_LEASE}
 local tokens, results = tonumber(ARGV[6]), tonumber(ARGV[7])
 if ARGV[10] ~= '' then end_lease(KEYS[#KEYS - 2], KEYS[#KEYS - 1], ARGV[10], KEYS[1]) end
@@ -173,8 +173,8 @@ RELEASE = Script.of(f"{_END_LEASE} end_lease(KEYS[1], KEYS[2], ARGV[1], ARGV[2])
 # Keys: tokens, entries, log, applied. Tokens and tombstones first, then the log, then the word to receipts: whoever
 # hears of the invalidation finds it done.
 INVALIDATE = Script.of(f"""
-{_NOW}
-{_LAST}
+{NOW}
+{LAST}
 local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
 local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
 local logged, at = last_of(log)
@@ -188,7 +188,7 @@ for i = 1, tokens do
 end
 for i = tokens + 1, tokens + entries do
   local kind = redis.pcall('GETRANGE', KEYS[i], 0, {LINEAGE_START - 1})
-  if kind == {_lua(ENTRY)} or kind == {_lua(KEPT)} then live = live + 1 end
+  if kind == {lua(ENTRY)} or kind == {lua(KEPT)} then live = live + 1 end
   redis.call('SET', KEYS[i], ARGV[value], 'PX', ARGV[4])
   value = value + 1
 end
@@ -202,7 +202,7 @@ return live
 
 # Keys: entry, tokens. Arguments: head with the tokens' count and values, rest, ttl ms, keep ms.
 PUT = Script.of(f"""
-{_NOW}
+{NOW}
 redis.call('SET', KEYS[1], ARGV[1] .. now .. ARGV[2], 'PX', ARGV[3])
 for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4], 'GT') end
 """)

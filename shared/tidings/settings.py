@@ -54,7 +54,11 @@ class Settings(BaseSettings):
     url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("TIDINGS_URL", "REDIS_URL"),
-        description="redis://, rediss://, unix:// or memory://; None: memory:// in this process alone",
+        description="redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or memory://; None: memory://",
+    )
+    jobs_url: SecretStr | None = Field(
+        default=None,
+        description="where warm jobs live if not on the cache's server: one server or sentinels, never a cluster",
     )
     prefix: Word = Field(
         default="", description="starts every key that tidings writes; shared by all that share events"
@@ -96,6 +100,9 @@ class Settings(BaseSettings):
     )
     max_refreshes: Size = Field(
         default=64, ge=0, description="refreshes in the background at a time; beyond it a stale value is not refreshed"
+    )
+    hot_sample: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.01, description="fraction of reads that are noted, for Warm.hot to find what is read most; 0: none"
     )
     local_max_entries: Size = Field(default=10_000, gt=0, description="entries that the local tier holds at most")
     local_max_bytes: Size = Field(default=64 * 1024 * 1024, gt=0, description="encoded bytes in the local tier at most")
@@ -151,6 +158,7 @@ class CacheOptions(TypedDict, total=False):
     operation_timeout: float
     lease_ttl: float
     max_refreshes: int
+    hot_sample: float
     local_max_entries: int
     local_max_bytes: int
     outage_ttl: float

@@ -1,22 +1,29 @@
 """What all drivers of one cache have in common, in all event loops and threads of a process."""
 
+from collections.abc import Iterable
 from math import inf
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from .after import Rule, Scopes
 from .breaker import Breaker, is_answer
+from .cluster import Cluster, NodeError
+from .cluster_store import ClusterStore, SyncClusterStore
 from .entries import Fill, Look, Open, Put, Release
 from .errors import UnavailableError
+from .hot import HotCalls
 from .keys import Keyspace
 from .link import ClosedError
 from .local import LocalTier, clock
-from .memory import Memory
+from .memory import Memory, MemoryStore, SyncMemoryStore
 from .operations import Append, Batch, Invalidate, Operation, Ping
 from .sealing import Sealer
-from .servers import sync_servers
+from .servers import is_cluster, sync_servers
 from .settings import Settings, redact
-from .store import SyncRedisStore
+from .store import AsyncStore, RedisStore, SyncRedisStore, SyncStore
 from .tail import Tail
-from .targets import Call, Target, target
+from .targets import Call, Request, Target, target
 from .telemetry import Telemetry, log
 
 
@@ -37,20 +44,42 @@ class Shared:
         self.clock = clock if memory is None else memory.clock
         self.tier = LocalTier(settings.local_max_entries, settings.local_max_bytes, self.clock)
         #: what is kept while Redis is away, if anything
+        #: who is inside of `after`
+        self.scopes = Scopes()
         self.outage = (
             Memory(max_bytes=settings.outage_max_bytes) if self.memory is None and settings.outage_ttl else None
         )
+        #: which calls are read most; where there is no server, nobody warms them
+        self.hot = HotCalls(self.keys, settings.hot_sample if self.memory is None else 0)
         self.tail: Tail | None = None
         self._tail_lost = False
         self._tier_used = False
         self._prober: SyncRedisStore | None = None
+        self._cluster = Cluster(settings) if self.memory is None and is_cluster(settings) else None
         if self.memory is None:
-            self._prober = SyncRedisStore.connect(settings)
+            if self._cluster is None:
+                self._prober = SyncRedisStore.connect(settings)
             self.tail = Tail(self._tail_client, self.keys.log, self.tier, self._tail_changed)
         else:
             self.tier.alive(inf)
             self.memory.listeners.append(self.tier.applied)
         self.breaker = Breaker(self._probe, self._availability)
+
+    def store(self) -> AsyncStore:
+        """Make what carries out operations for the running event loop."""
+        if self.memory is not None:
+            return MemoryStore(self.memory)
+        if self._cluster is not None:
+            return ClusterStore(self._cluster, self.settings.operation_timeout)
+        return RedisStore.connect(self.settings)
+
+    def sync_store(self) -> SyncStore:
+        """Make what carries out operations for threads."""
+        if self.memory is not None:
+            return SyncMemoryStore(self.memory)
+        if self._cluster is not None:
+            return SyncClusterStore(self._cluster, self.settings.operation_timeout)
+        return SyncRedisStore.connect(self.settings)
 
     def target(self, call: Call) -> Target:
         """Return where everything of a call is."""
@@ -60,6 +89,19 @@ class Shared:
         if call.policy.local_ttl_ms:
             made.slot = self.tier.get(made.key)
         return made
+
+    @property
+    def asks(self) -> bool:
+        """Whether the caller's reads ask Redis: not while it is away, nor where `after` has them load."""
+        return self.breaker.closed and not (self.scopes.open and self.scopes.rule() is Rule.DIRECT)
+
+    def count_unapplied(self, requests: Iterable[Request]) -> bool:
+        """Count reads of a caller who has to do without the cache inside of `after`; say whether it is one."""
+        if not self.scopes.open or self.scopes.rule() is not Rule.DIRECT:
+            return False
+        for request in requests:
+            request.target.counts.unapplied += 1
+        return True
 
     def note(self) -> int | None:
         """Return the position of the local tier; see `LocalTier.note`. The first time, begin to follow the log."""
@@ -107,13 +149,15 @@ class Shared:
         """
         if isinstance(error.__cause__, ClosedError) or (operation is not None and not _reads(operation)):
             return
-        self.breaker.failed(error)
+        if not isinstance(error, NodeError) or error.vital:  # without another node, others go on being read
+            self.breaker.failed(error)
         if is_answer(error):
             self.telemetry.refused(str(error))
 
     def succeeded(self, operation: Operation[Any]) -> None:
         """Take note of one that went through: Redis is there, and if it wrote, it takes what is written."""
-        self.breaker.succeeded()
+        if self._cluster is None:  # else it says nothing of the node that every read needs
+            self.breaker.succeeded()
         if self.telemetry.refusing and _writes(operation):
             self.telemetry.accepted()
 
@@ -124,8 +168,12 @@ class Shared:
             self.tail.stop()
         if self._prober is not None:
             self._prober.close()
+        if self._cluster is not None:
+            self._cluster.stop()
 
     def _probe(self) -> None:
+        if self._cluster is not None:
+            self._cluster.probe_vital()
         if self._prober is not None:
             self._prober.run(Ping())
 
@@ -135,7 +183,13 @@ class Shared:
             self.outage.forget()
 
     def _tail_client(self) -> Any:
-        return sync_servers(self.settings).blocking
+        if self._cluster is None:
+            return sync_servers(self.settings).blocking
+        try:
+            address = self._cluster.locate(self.keys.log)
+        except UnavailableError as error:
+            raise RedisConnectionError(str(error)) from error  # to the tail, whose client this is to be
+        return self._cluster.nodes.sync_servers(*address).blocking
 
     def _tail_changed(self, alive: bool, reason: str) -> None:
         if alive and self._tail_lost:

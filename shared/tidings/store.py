@@ -23,7 +23,14 @@ from .scripts import Script
 from .servers import LONGEST_BLOCK, async_servers, sync_servers
 from .settings import Settings
 
-__all__ = ["LONGEST_BLOCK", "AsyncStore", "RedisStore", "SyncRedisStore", "SyncStore", "Values"]
+__all__ = [
+    "LONGEST_BLOCK",
+    "AsyncStore",
+    "RedisStore",
+    "SyncRedisStore",
+    "SyncStore",
+    "Values",
+]
 
 T = TypeVar("T")
 
@@ -140,6 +147,17 @@ class RedisStore:
             lambda failure: _unavailable(where, failure),
         )
 
+    async def client_for(self, key: str) -> redis.asyncio.Redis:  # noqa: ARG002 one server has every key
+        """Return a client of the server that has this key, for commands that are no operations; closed with the store.
+
+        Ask anew for each use, and after an error: a key may move to another server. Raises UnavailableError.
+        """
+        return self.client
+
+    async def blocking_for(self, key: str) -> redis.asyncio.Redis:  # noqa: ARG002
+        """Return the client for reads that block up to LONGEST_BLOCK; see `client_for`."""
+        return self.blocking
+
     async def aclose(self) -> None:
         """Close the connections; every operation fails afterwards."""
         for multiplexer in (self._small, self._for_bulk()):  # this too, so that nobody makes it later
@@ -215,6 +233,14 @@ class SyncRedisStore:
                     return operation.parse(done.value)
         except _FAILURES as error:
             raise _unavailable(self._where, error) from error
+
+    def client_for(self, key: str) -> redis.Redis:  # noqa: ARG002 one server has every key
+        """See `RedisStore.client_for`."""
+        return self.client
+
+    def blocking_for(self, key: str) -> redis.Redis:  # noqa: ARG002
+        """See `RedisStore.blocking_for`."""
+        return self.blocking
 
     def close(self) -> None:
         """Close the connections; a later command connects anew."""

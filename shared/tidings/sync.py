@@ -1,8 +1,10 @@
 """The blocking side of a cache, for threads and scripts: the methods of `Cache`, with the same promises."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from .after import After, events_of, sync_after
 from .cached import CachedOptions, Decorator
 from .events import Event
 from .invalidation import direct
@@ -12,7 +14,6 @@ from .policy import Seconds, TtlWord
 from .publisher import SyncReceipt
 from .resource import Resource
 from .shared import Shared
-from .store import SyncRedisStore, SyncStore
 from .sync_reader import SyncReader
 from .targets import Call
 
@@ -28,11 +29,9 @@ class SyncCache:
     def __init__(self, shared: Shared, cache: "Cache") -> None:
         self._shared = shared
         self._cache = cache
-        memory, settings = shared.memory, shared.settings
-        store: SyncStore = SyncRedisStore.connect(settings) if memory is None else SyncMemoryStore(memory)
         outage = None if shared.outage is None else SyncReader(SyncMemoryStore(shared.outage), shared, main=False)
         #: what reads and fills for all threads
-        self.reader = SyncReader(store, shared, outage=outage)
+        self.reader = SyncReader(shared.sync_store(), shared, outage=outage)
         self._commands = self.reader.commands
 
     # The read side
@@ -143,9 +142,15 @@ class SyncCache:
     def publish(self, event: Event, *, subject: str | None = None) -> SyncReceipt:
         """See `Cache.publish`."""
         stream, stream_id, event_id = self.reader.drive(self._commands.publish(event, subject))
-        store, shared = self.reader.store, self._shared
-        found = store if isinstance(store, SyncRedisStore) else None
-        return SyncReceipt(stream_id, event_id, stream, shared.keys, shared.settings.group, found)
+        return SyncReceipt(stream_id, event_id, stream, self._shared.keys, self.reader.hearing)
+
+    def after(self, *events: After, timeout: float = 1.0) -> AbstractContextManager[None]:
+        """Return a block, ``with cache.sync.after(receipt):``; see `Cache.after`.
+
+        While Redis hangs, entering may take `operation_timeout` longer than `timeout`, once.
+        """
+        found = events_of(events, self._shared.keys, self._shared.settings)
+        return sync_after(self.reader, self._shared.scopes, found, timeout)
 
     # Lifetime
 

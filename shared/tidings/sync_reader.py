@@ -6,6 +6,7 @@ pool that could be full. Only what outlives its caller gets a thread (`threadfli
 
 from typing import Any, TypeVar, cast
 
+from .after import Rule
 from .driver import Driver
 from .entries import Looked
 from .errors import UnavailableError
@@ -16,6 +17,7 @@ from .shared import Shared
 from .steps import Ask, Behind, Fly, Follow, Invoke, Outcome, Step, Steps, Wait
 from .store import SyncStore
 from .targets import Request
+from .thread_hearing import ThreadClients, ThreadHearing
 from .threadflight import ThreadFlights
 from .wakes import ThreadWakes
 
@@ -32,14 +34,23 @@ class SyncReader(Driver):
         self.flights = ThreadFlights()
         self.outage = outage
         super().__init__(shared, self.flights, main=main)
-        blocking = getattr(store, "blocking", None)
+        keys, group = shared.keys, shared.settings.group
+        #: the waits for events; None where nothing applies them
+        self.hearing = ThreadHearing(store, keys, group, self._failed) if isinstance(store, ThreadClients) else None
+        self._scopes = shared.scopes
+        blocking = getattr(store, "blocking_for", None)
         self._wakes = None if blocking is None else ThreadWakes(blocking, self._failed)
 
     def read(self, request: Request, looked: Looked | None = None) -> Any:
         """See `Reader.read`."""
+        rule = self._scopes.rule() if self._scopes.open else None
+        if rule is Rule.DIRECT:
+            request.target.counts.unapplied += 1
+            with request.target.counts.loading():
+                return request.load()
         if self.breaker.closed:
             try:
-                return self.drive(self.reading.read(request, looked)).value
+                return self.drive(self.reading.read(request, looked, stale=rule is None)).value
             except AwayError:
                 pass
         return self.read_without(request)
@@ -47,8 +58,8 @@ class SyncReader(Driver):
     def read_without(self, request: Request) -> Any:
         """See `Reader.read_without`."""
         request.target.counts.direct += 1
-        if self.outage is not None and not self.breaker.closed:
-            return self.outage.read(request)
+        if (outage := self._outage_now()) is not None:
+            return outage.read(request)
         with request.target.counts.loading():
             return request.load()
 
@@ -73,6 +84,9 @@ class SyncReader(Driver):
 
     def peek(self, request: Request, default: Any) -> Any:
         """See `Reader.peek`."""
+        if self._scopes.open and self._scopes.rule() is Rule.DIRECT:
+            request.target.counts.unapplied += 1
+            return default
         if self.breaker.closed:
             try:
                 return self.drive(self.reading.peek(request, default))
@@ -115,6 +129,13 @@ class SyncReader(Driver):
             return cast("T", done.value)
         except _StoppedError as stopped:
             raise stopped.error from None
+
+    def _send(self, steps: Steps[None]) -> None:
+        self.flights.behind("hot calls", lambda: self.drive(steps), self._most_refreshes + 1)
+
+    def _outage_now(self) -> "SyncReader | None":
+        inside = self._scopes.open and self._scopes.rule() is not None
+        return None if self.breaker.closed or inside else self.outage
 
     def _carry_out(self, step: Step) -> Any:  # noqa: PLR0911 one arm for each step
         match step:

@@ -4,6 +4,8 @@
 | --- | --- | --- | --- |
 | ``cache_unavailable`` | warning | ``server``, ``error`` | reads load directly from now on |
 | ``cache_available`` | info | ``server`` | reads are cached again |
+| ``cluster_node_away`` | warning | ``server``, ``node``, ``error`` | what it has is loaded directly from now on |
+| ``cluster_node_back`` | info | ``server``, ``node`` | it answers again, or others serve its slots |
 | ``cache_refused`` | warning | ``server``, ``error`` | it answers and refuses: out of memory, read only |
 | ``cache_accepted`` | info | ``server`` | it takes what is written again |
 | ``breaker_probe_failed`` | error | | the probe of an absent Redis raised what it should not |
@@ -19,6 +21,11 @@
 | ``stale_served_on_error`` | warning | ``function``, ``key`` | the load raised, and `stale_if_error` covered it |
 | ``local_tier_lost`` | warning | ``reason`` | the tail of the invalidation log is lost: the local tier is bypassed |
 | ``local_tier_alive`` | info | | the tail is back |
+| ``after_not_applied`` | warning | ``ref``, ``reason`` | an event was not applied in time: reads `after` it load |
+| ``after_applied`` | info | ``ref`` | a later one was |
+| ``after_dead_lettered`` | warning | ``ref``, ``reason`` | an event is a dead letter: reads `after` it load |
+| ``hot_calls_refused`` | warning | ``error`` | Redis does not take which calls are read most; said once until it does |
+| ``hot_call_failed`` | warning | ``function`` | arguments could not be written as text; said once a function |
 
 Counters are kept by namespace, see `Counts`.
 """
@@ -140,9 +147,14 @@ class Counts:
     errors: int = 0
     #: reads that did without Redis: it did not answer, or had not before
     direct: int = 0
+    #: reads inside of `after` that did without the cache: the event was not known to be applied
+    unapplied: int = 0
     #: encoded bytes of what was served from Redis, and of what was filled
     bytes_read: int = 0
     bytes_filled: int = 0
+    #: No counter: the `local_hits` at which the next read is noted for `hot`, and each other read makes it one less.
+    #: That costs a local hit less than a countdown of its own. Below zero: not begun.
+    sample_at: int = -1
     #: microseconds of the loads
     load_us: Histogram = field(default_factory=Histogram)
     #: seconds since the fill, of one hit in `AGE_SAMPLE`: by this machine's clock against the server's
@@ -172,6 +184,7 @@ class Counts:
         """Start again at zero."""
         for name in _COUNTERS:
             setattr(self, name, 0)
+        self.sample_at = -1
         self.load_us.reset()
         self.age_s.reset()
 
@@ -187,7 +200,10 @@ class Counts:
         }
 
 
-_COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int)
+_COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int and f.name != "sample_at")
+
+#: So many reads that hardly one is noted, and still a number that the interpreter compares fast.
+NEVER = 2**29
 
 #: Of how many hits the age is noted, one in this many.
 AGE_SAMPLE = 32

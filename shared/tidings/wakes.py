@@ -11,7 +11,7 @@ others. Either way it is one connection, whatever the number of keys, and nobody
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,17 @@ class _Board:
 class Wakes:
     """The waits of one event loop.
 
-    `client` is for blocking reads, which have `timeout` seconds more than they block; `failed` hears that the server
-    did not answer.
+    `blocking_for` gives a client for blocking reads of a key, which have `timeout` seconds more than they block;
+    `failed` hears that the server did not answer.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, timeout: float, failed: Callable[[UnavailableError], None]) -> None:
-        self._client = client
+    def __init__(
+        self,
+        blocking_for: Callable[[str], Awaitable[redis.asyncio.Redis]],
+        timeout: float,
+        failed: Callable[[UnavailableError], None],
+    ) -> None:
+        self._blocking_for = blocking_for
         self._timeout = timeout
         self._failed = failed
         self._board = _Board()
@@ -149,19 +154,20 @@ class Wakes:
         board = self._board
         try:
             while board:
+                client = await self._blocking_for(wakes)
                 async with asyncio.timeout(self._timeout + _BLOCK_MS / 1000):
-                    board.take(await self._client.xread({wakes: board.position}, count=_COUNT, block=_BLOCK_MS))
-        except (RedisError, OSError) as error:
+                    board.take(await client.xread({wakes: board.position}, count=_COUNT, block=_BLOCK_MS))
+        except (RedisError, OSError, UnavailableError) as error:
             _report(error, self._failed)
         finally:
             board.wake_all()
 
 
 class ThreadWakes:
-    """The waits of all threads of a process; `client` and `failed` are as with `Wakes`, its timeout is the client's."""
+    """The waits of all threads of a process; all is as with `Wakes`, but the timeout, which is the client's."""
 
-    def __init__(self, client: redis.Redis, failed: Callable[[UnavailableError], None]) -> None:
-        self._client = client
+    def __init__(self, blocking_for: Callable[[str], redis.Redis], failed: Callable[[UnavailableError], None]) -> None:
+        self._blocking_for = blocking_for
         self._failed = failed
         self._begin()
         in_child(self._begin)
@@ -203,8 +209,9 @@ class ThreadWakes:
 
     def _listen(self, wakes: str, block_ms: int) -> None:
         try:
-            reply = self._client.xread({wakes: self._board.position}, count=_COUNT, block=block_ms)
-        except (RedisError, OSError) as error:
+            client = self._blocking_for(wakes)
+            reply = client.xread({wakes: self._board.position}, count=_COUNT, block=block_ms)
+        except (RedisError, OSError, UnavailableError) as error:
             _report(error, self._failed)
             with self._lock:
                 self._board.wake_all()
@@ -215,7 +222,9 @@ class ThreadWakes:
 
 def _report(error: Exception, failed: Callable[[UnavailableError], None]) -> None:
     """Tell of a server that does not answer. Of anything else, who waits finds out by looking again."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
+    if isinstance(error, UnavailableError):
+        failed(error)
+    elif isinstance(error, TimeoutError | RedisTimeoutError):
         unavailable = UnavailableError("no answer while waiting for another process's load")
         unavailable.__cause__ = error
         failed(unavailable)

@@ -9,7 +9,10 @@ from tidings import Cache, Event, cached
 from tidings.errors import DeadLetteredError, InvalidationError
 from tidings.publisher import covers
 from tidings_worker import Invalidate, Rules, Warm
-from tidings_worker.handler import Handler, dead_letter, digest, ranges
+from tidings_worker.batches import digest
+from tidings_worker.delivery import Entry, RetryPolicy, ranges
+from tidings_worker.groups import Clients, Group
+from tidings_worker.handler import Handler, dead_letter
 
 
 class Updated(Event, type="handler.updated"):
@@ -38,7 +41,7 @@ def deliver(client):
 
     def read():
         reply = client.xreadgroup("tidings", "me", {"events": ">"})
-        return [(stream_id.decode(), fields) for _, entries in reply for stream_id, fields in entries]
+        return [Entry(stream_id.decode(), fields) for _, entries in reply for stream_id, fields in entries]
 
     return read
 
@@ -49,7 +52,9 @@ async def handle(url, cache, deliver):
     async with redis.asyncio.Redis.from_url(url) as connection:
 
         async def handle(to=cache, rules=RULES, warmer=None):
-            await Handler(to, connection, rules, warmer or Warmer()).handle(deliver())
+            return await Handler(to, rules, warmer or Warmer(), RetryPolicy()).handle(group, deliver())
+
+        group = Group(Clients.of_one_server(connection, connection), cache.keys.stream(), "tidings", "me")
 
         yield handle
 
@@ -67,13 +72,13 @@ class Warmer:
         self.warms = []
         self.seen = []
 
-    async def hand_off(self, warms):
+    async def hand_off(self, warms, hot, *, carriers):
         self.seen.append(self.look())
         self.warms.extend(warms)
 
 
 class BrokenWarmer:
-    async def hand_off(self, _):
+    async def hand_off(self, _warms, _hot, *, carriers):
         raise RedisConnectionError("the queue is away")
 
 
@@ -137,7 +142,9 @@ async def test_an_event_whose_warms_cannot_be_handed_off_is_invalidated_and_stay
     assert pending() == 1
 
 
-async def test_what_a_rule_raises_leaves_the_batch_pending_and_nothing_done(cache, client, handle, pending):
+async def test_an_event_over_which_a_rule_fails_stays_pending_and_takes_nothing_from_the_others(
+    cache, client, handle, pending
+):
     rules = Rules()
     rules.map(Updated, tags=["user:{user_id}"])
 
@@ -147,10 +154,27 @@ async def test_what_a_rule_raises_leaves_the_batch_pending_and_nothing_done(cach
 
     await cache.publish(Updated(user_id=7))
     client.xadd("events", {"type": "handler.by_hand"})
-    with pytest.raises(ZeroDivisionError):
-        await handle(rules=rules)
-    assert client.exists("token:tag:user:7", "events:dead") == 0
-    assert pending() == 2
+    outcome = await handle(rules=rules)
+    assert client.exists("token:tag:user:7")
+    assert client.xlen("events:dead") == 0
+    assert pending() == 1
+    ((entry, error),) = outcome.failed
+    assert entry.fields[b"type"] == b"handler.by_hand"
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_an_event_that_fails_at_its_last_delivery_is_dead():
+    rules = Rules()
+
+    @rules.on("handler.by_hand")
+    def broken(event):
+        raise ZeroDivisionError("of a rule")
+
+    entries = [Entry(f"{number}-0", {b"type": b"handler.by_hand"}, number) for number in range(1, 7)]
+    batch = digest("events", entries, rules, RetryPolicy(max_deliveries=5))
+    assert [entry.deliveries for entry, _ in batch.failed] == [1, 2, 3, 4]
+    assert [(entry.deliveries, "of a rule" in reason) for entry, reason in batch.dead] == [(5, True), (6, True)]
+    assert batch.done == ["5-0", "6-0"]
 
 
 async def test_applying_an_event_twice_is_harmless(cache, client, handle, pending):
@@ -207,7 +231,7 @@ async def test_what_cannot_be_understood_is_set_aside_with_its_reason_and_the_re
         for name, value in fields.items()
     }
     why = letter.pop(b"reason").decode()
-    assert letter == {b"stream": b"events", b"stream_id": stream_id, b"group": b"tidings", **original}
+    assert letter == {b"stream": b"events", b"stream_id": stream_id, b"group": b"tidings", b"deliveries": b"1", **original}
     assert reason in why
     assert len(why) < 2000, f"a reason of {len(why)} characters"
     assert client.exists("token:tag:user:7")
@@ -299,12 +323,12 @@ async def test_a_receipt_hears_of_its_event_among_a_thousand_dead_letters(cache,
 
 def test_a_batch_is_digested_without_a_server():
     entries = [
-        ("1-0", {b"type": b"handler.updated", b"data": b'{"user_id": 7}'}),
-        ("2-0", {b"type": b"handler.updated", b"data": b'{"user_id": 7}'}),
-        ("3-0", {b"type": b"handler.updated"}),
-        ("4-0", {b"type": b"handler.nobody"}),
+        Entry("1-0", {b"type": b"handler.updated", b"data": b'{"user_id": 7}'}),
+        Entry("2-0", {b"type": b"handler.updated", b"data": b'{"user_id": 7}'}),
+        Entry("3-0", {b"type": b"handler.updated"}),
+        Entry("4-0", {b"type": b"handler.nobody"}),
     ]
-    batch = digest("events", entries, RULES)
+    batch = digest("events", entries, RULES, RetryPolicy())
     assert batch.plan.tags == {"user:7"}
     assert batch.plan.warms == (Warm(get_user, 7),)
     assert batch.delivered == ("1-0", "2-0", "3-0", "4-0")
@@ -315,13 +339,13 @@ def test_a_batch_is_digested_without_a_server():
 def test_a_rule_may_ask_for_nothing_and_its_event_is_not_unruled():
     rules = Rules()
     rules.on("handler.by_hand")(lambda _: None)
-    assert not digest("events", [("1-0", {b"type": b"handler.by_hand"})], rules).unruled
+    assert not digest("events", [Entry("1-0", {b"type": b"handler.by_hand"})], rules, RetryPolicy()).unruled
 
 
 def test_a_rule_may_reach_for_everything():
     rules = Rules()
     rules.on("handler.by_hand")(lambda _: Invalidate(everything=True))
-    assert digest("events", [("1-0", {b"type": b"handler.by_hand"})], rules).plan.everything
+    assert digest("events", [Entry("1-0", {b"type": b"handler.by_hand"})], rules, RetryPolicy()).plan.everything
 
 
 @pytest.mark.parametrize(
@@ -343,6 +367,6 @@ def test_applied_ids_are_told_in_runs_around_the_dead(delivered, but, expected):
 
 def test_a_dead_letter_keeps_the_entry_byte_for_byte():
     fields = {b"\xfe": b"\xff\x00", b"type": b""}
-    letter = dead_letter("events", "tidings", "1-0", fields, "why")
+    letter = dead_letter("events", "tidings", Entry("1-0", fields), "why")
     kept = {name.removeprefix(b"original:"): value for name, value in letter.items() if isinstance(name, bytes)}
     assert kept == fields

@@ -1,72 +1,51 @@
-"""The process: the consumer and the warm jobs under one supervisor. Either one dying stops the other.
+"""The process: the consumers and the warm jobs under one supervisor. Any part dying stops the others.
 
-async or threads: one event loop. Both halves wait on Redis nearly all the time; what blocks is the service's own
-loaders, which are coroutines already.
+async or threads: one event loop. All parts wait on Redis nearly all the time; what blocks is the service's own loaders,
+which are coroutines already. What must answer while the loop does not (health, the stop's watchdog) are threads.
 
 arq's own entry point is not used: it always runs a bare arq worker, and its signal handling cancels mid-drain.
 """
 
 import asyncio
-import os
+import secrets
 import signal
-import threading
-import time
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
-import redis.asyncio
-from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 from tidings import Cache
-from tidings.errors import ConfigurationError
+from tidings.errors import ConfigurationError, TidingsError
+from tidings.keys import EventStream
+from tidings.settings import redact
+from tidings.telemetry import process_name
 
 from .consumer import Consumer
+from .delivery import Retries, RetryPolicy
+from .groups import Group
 from .handler import Handler
-from .jobs import from_json, to_json
+from .health import Health, keep_beating, pages, serving
+from .jobs import jobs_pool, jobs_url
+from .metrics import Metrics
+from .observer import SERVERS, Observer
+from .outage import Outage, Patience, is_group_gone, is_outage
+from .queueing import WarmQueue
+from .reclaimer import Reclaimer, Upkeep
 from .rules import Rules
+from .servers import WorkerServers
 from .settings import WorkerSettings
+from .stopping import Stop
 from .telemetry import log
 from .threads import DaemonThreads
-from .warming import WarmQueue, WarmWorker
+from .warming import WarmWorker
+from .watch import Watch
 
 EXIT_FAILED = 1
-EXIT_STOP_TIMED_OUT = 70
 
-
-class _Stop:
-    """The wish to stop, and what holds the process to it. Once only: a second signal changes nothing."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.asked = asyncio.Event()
-        self._settings = settings
-        self._drain_until: float | None = None
-        self._exit_code: int | None = None
-
-    def ask(self, reason: str) -> None:
-        """Stop for this reason."""
-        if self.asked.is_set():
-            return
-        log.info("stopping", reason=reason)
-        self._drain_until = time.monotonic() + self._settings.drain_timeout
-        self.asked.set()
-        # A thread: the event loop may be what hangs. A daemon: it ends with the process that it watches.
-        threading.Thread(target=self._watch, name="tidings-stop-watchdog", daemon=True).start()
-
-    def drain_left(self) -> float:
-        """Return how many seconds what is running has to finish."""
-        until = self._drain_until
-        return self._settings.drain_timeout if until is None else max(0.0, until - time.monotonic())
-
-    def ended(self, exit_code: int) -> None:
-        """Note that everything is closed; what remains is the end of the process, which a thread may still hold up."""
-        self._exit_code = exit_code
-
-    def _watch(self) -> None:
-        time.sleep(self._settings.stop_timeout)
-        if self._exit_code is None:
-            log.error("stopped", exit_code=EXIT_STOP_TIMED_OUT)
-            os._exit(EXIT_STOP_TIMED_OUT)
-        log.warning("threads_left", threads=[thread.name for thread in threading.enumerate() if not thread.daemon])
-        os._exit(self._exit_code)
+#: What a worker must be able to do to be ready, beside reaching its servers.
+_PARTS = ("consumer", "warm jobs")
+#: Seconds between two looks at the servers for the gauges.
+_LOOK_SECONDS = 2.0
 
 
 async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
@@ -77,7 +56,7 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     """
     if cache.settings.url is None or cache.telemetry.server.startswith("memory:"):
         raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
-    stop = _Stop(settings)
+    stop = Stop(settings)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,8 +64,8 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     exit_code = EXIT_FAILED
     try:
         async with AsyncExitStack() as stack:
-            exit_code = await _run(rules, cache, settings, stop, stack)
-    except (RedisError, OSError) as error:
+            exit_code = await _Process(rules, cache, settings, stop).run(stack)
+    except (RedisError, OSError, TidingsError) as error:
         log.error("part_failed", part="connection", exc_info=error)
         exit_code = EXIT_FAILED
     finally:
@@ -95,51 +74,155 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     return exit_code
 
 
-async def _run(rules: Rules, cache: Cache, settings: WorkerSettings, stop: _Stop, stack: AsyncExitStack) -> int:
-    url = cache.settings.url.get_secret_value() if cache.settings.url else ""
-    timeout = cache.settings.operation_timeout
-    patient = timeout + settings.block_ms / 1000
-    client = redis.asyncio.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-    blocking = redis.asyncio.Redis.from_url(url, socket_timeout=patient, socket_connect_timeout=timeout)
-    jobs = redis.asyncio.ConnectionPool.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
-    arq_pool = ArqRedis(jobs, job_serializer=to_json, job_deserializer=from_json, default_queue_name=cache.keys.jobs)
-    for close in (client.aclose, blocking.aclose, arq_pool.aclose, jobs.disconnect):
-        stack.push_async_callback(close)
+class _Process:
+    """The parts of one worker, made and run together."""
 
-    async def close_cache() -> None:
-        await cache.aclose(drain_timeout=stop.drain_left())
+    def __init__(self, rules: Rules, cache: Cache, settings: WorkerSettings, stop: Stop) -> None:
+        self._rules = rules
+        self._cache = cache
+        self._settings = settings
+        self._stop = stop
+        self._name = f"{process_name()}:{secrets.token_hex(4)}"
+        self._health = Health([*_PARTS, *SERVERS])
+        self._metrics = Metrics(rules.event_types, beat_age=lambda: self._health.beat_age)
+        self._outage = self._new_outage("consumer", cache.telemetry.server)
+        jobs = redact(jobs_url(cache.settings))
+        self._jobs_outage = self._outage if jobs == cache.telemetry.server else self._new_outage("warm jobs", jobs)
+        self._parts: dict[asyncio.Task[None], str] = {}
+        self._consumers: list[Consumer] = []
 
-    stack.push_async_callback(close_cache)
+    async def run(self, stack: AsyncExitStack) -> int:
+        """Run until the stop, or until a part dies; return the exit code."""
+        cache, settings, asked = self._cache, self._settings, self._stop.asked
+        self._beat(stack)
+        servers = await stack.enter_async_context(WorkerServers(cache))
+        pool = jobs_pool(cache.settings)
+        stack.push_async_callback(pool.aclose)
 
-    consumer = Consumer(
-        blocking, cache.keys.events, cache.settings.group, batch=settings.batch, block_ms=settings.block_ms
-    )
-    handler = Handler(cache, client, rules, WarmQueue(client, cache.keys.jobs))
-    warms = WarmWorker(arq_pool, cache.keys.jobs, rules.schedules, settings)
-    await consumer.create_group()
-    log.info(
-        "worker_started",
-        server=cache.telemetry.server,
-        stream=cache.keys.events,
-        group=cache.settings.group,
-        consumer=consumer.name,
-        types=sorted(rules.event_types),
-    )
-    parts = {
-        asyncio.create_task(consumer.run(handler.handle, stop.asked)): "consumer",
-        asyncio.create_task(warms.run(stop.asked)): "warm jobs",
-    }
-    stopping = asyncio.create_task(stop.asked.wait())
-    await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    failed = not stop.asked.is_set()  # a part ended although nobody asked
-    if failed:
-        stop.ask(" and ".join(f"the {name} ended" for part, name in parts.items() if part.done()))
-    await asyncio.wait(parts)  # each ends by itself once stop is set; the watchdog sees to one that does not
-    for part, name in parts.items():
-        if (error := part.exception()) is not None:
-            failed = True
-            log.error("part_failed", part=name, exc_info=error)
-    if not failed:
-        await consumer.leave()
-    await stopping
-    return EXIT_FAILED if failed else 0
+        async def close_cache() -> None:
+            await cache.aclose(drain_timeout=self._stop.drain_left())
+
+        stack.push_async_callback(close_cache)
+        groups = [self._group(servers, stream) for stream in cache.keys.streams(cache.settings.partitions)]
+        watch = Watch(cache, groups, servers.ledger(), servers.histories, lambda loss: self._metrics.lost(loss.code))
+        if not await self._first_look(watch):
+            return 0
+        await servers.check_settings(pool, redact(jobs_url(cache.settings)))
+        warms = WarmWorker(
+            pool,
+            cache.keys.jobs,
+            self._rules.schedules,
+            settings,
+            outage=self._jobs_outage,
+            idle=self._is_idle,
+            cache=lambda: cache,
+        )
+        log.info(
+            "worker_started",
+            server=cache.telemetry.server,
+            stream=cache.keys.events,
+            group=cache.settings.group,
+            consumer=self._name,
+            types=sorted(self._rules.event_types),
+        )
+        policy = RetryPolicy(settings.max_deliveries, settings.retry_delay)
+        handler = Handler(cache, self._rules, WarmQueue(pool, cache.keys.jobs), policy, self._metrics)
+        for group in groups:
+            self._consume(group, handler, watch, policy)
+        watched = servers.watched(cache.settings.group, pool)
+        observer = Observer(watched, self._metrics, self._health, timeout=servers.timeout)
+        self._start("watch", watch.run(asked, self._patience("watch"), settings.check_interval))
+        self._start("observer", observer.run(asked, _LOOK_SECONDS))
+        self._start("warm jobs", warms.run(asked))
+        for name in _PARTS:
+            self._health.part(name, ok=True)
+        failed = await self._until_all_ended()
+        if not failed:
+            await self._leave(groups)
+        return EXIT_FAILED if failed else 0
+
+    async def _first_look(self, watch: Watch) -> bool:
+        """Make the groups, and make up for what was lost while no worker ran; say whether to go on."""
+        patience = self._patience("watch")
+        while not self._stop.asked.is_set():
+            try:
+                await watch.check()
+            except Exception as error:  # noqa: BLE001 what is no outage is raised again
+                await patience.wait(error)
+            else:
+                patience.succeeded()
+                return True
+        return False
+
+    def _beat(self, stack: AsyncExitStack) -> None:
+        """Let health be asked for, from now until the end."""
+        beating = asyncio.create_task(keep_beating(self._health))
+        stack.callback(beating.cancel)
+        if self._settings.http_port is not None:
+            served = pages(self._health, self._metrics.expose)
+            stack.enter_context(serving(self._settings.http_host, self._settings.http_port, served))
+
+    def _new_outage(self, part: str, url: str) -> Outage:
+        return Outage(url, lambda there, reason: self._health.part(part, ok=there, reason=reason))
+
+    def _group(self, servers: WorkerServers, stream: EventStream) -> Group:
+        keys, settings = self._cache.keys, self._cache.settings
+        return Group(
+            servers.clients_of(stream),
+            stream,
+            settings.group,
+            self._name,
+            dead=keys.dead,
+            counts=keys.counts,
+            timeout=servers.timeout,
+        )
+
+    def _consume(self, group: Group, handler: Handler, watch: Watch, policy: RetryPolicy) -> None:
+        """Start everything that belongs to one stream."""
+        settings, asked, stream = self._settings, self._stop.asked, group.stream.events
+        consumer = Consumer(group, handler, watch, Retries(), policy, batch=settings.batch, block_ms=settings.block_ms)
+        self._consumers.append(consumer)
+        upkeep = Upkeep(settings.claim_idle, settings.consumer_idle, settings.keep_events)
+        reclaimer = Reclaimer(consumer, handler, watch, policy, upkeep)
+        self._start(f"consumer of {stream}", consumer.run(asked, self._patience(f"consumer of {stream}")))
+        self._start(f"reclaimer of {stream}", reclaimer.run(asked, self._patience(f"reclaimer of {stream}")))
+        self._start(f"renewals of {stream}", reclaimer.renew(asked))
+
+    def _is_idle(self) -> bool:
+        """Say whether warms may start: no events wait that have been seen."""
+        return not any(consumer.is_behind for consumer in self._consumers)
+
+    def _patience(self, part: str) -> Patience:
+        return Patience(part, self._outage, self._stop.asked)
+
+    def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+        self._parts[asyncio.create_task(part)] = name
+
+    async def _until_all_ended(self) -> bool:
+        """Wait for the stop, or for a part that ends without it; then for all. Say whether any has failed."""
+        stop, parts = self._stop, self._parts
+        stopping = asyncio.create_task(stop.asked.wait())
+        await asyncio.wait({*parts, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        failed = not stop.asked.is_set()  # a part ended although nobody asked
+        if failed:
+            stop.ask(" and ".join(f"the {name} ended" for part, name in parts.items() if part.done()))
+            for part, name in parts.items():
+                if part.done():
+                    self._health.died(name, type(part.exception()).__name__)
+        self._health.stopping()
+        await asyncio.wait(parts)  # each ends by itself once stop is set; the watchdog sees to one that does not
+        for part, name in parts.items():
+            if (error := part.exception()) is not None:
+                failed = True
+                log.error("part_failed", part=name, exc_info=error)
+        await stopping
+        return failed
+
+    async def _leave(self, groups: Sequence[Group]) -> None:
+        """Take this worker's name out of the groups, as far as nothing is pending for it."""
+        for group in groups if self._outage.over else ():
+            try:
+                await group.leave()
+            except Exception as error:
+                if not (is_outage(error) or is_group_gone(error)):  # else it goes when it has idled long enough
+                    raise

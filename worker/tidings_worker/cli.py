@@ -250,7 +250,7 @@ def _reach_server(settings: Settings) -> None:
 
 async def _look(cache: Cache) -> Stats:
     async with RedisStore.connect(cache.settings).client as client:
-        return await look(client, cache.keys)
+        return await look(client, cache.keys, cache.settings.partitions)
 
 
 def _print_stats(server: str, stats: Stats) -> None:
@@ -258,7 +258,7 @@ def _print_stats(server: str, stats: Stats) -> None:
     table.add_row("events in the stream", str(stats.events))
     for group in stats.groups:
         lag = "?" if group.lag is None else str(group.lag)
-        table.add_row(f"  group {group.name}", f"{lag} to read, {group.pending} pending, {group.consumers} consumers")
+        table.add_row(f"  group {group.name} of {group.stream}", f"{lag} to read, {group.pending} pending, {group.consumers} consumers")
     table.add_row("dead letters", str(stats.dead_letters))
     table.add_row("invalidations in the log", str(stats.invalidations_logged))
     table.add_row("warms queued", str(stats.warms_queued))

@@ -1,65 +1,104 @@
 """The XREADGROUP loop: reads batches of new events and gives them to the handler, one at a time.
 
-Delivery is at least once. What the handler raises ends the loop, with the batch still pending: nothing is acknowledged
-that was not applied. The worker's other half of delivery, `reclaimer` (retries by exception type, claims of what a dead
-consumer left, lost-event detection, trimming), is not written yet: pending entries wait, in the open, for it.
+Delivery is at least once. While Redis is away the batch in hand is kept and handled again when it is back; the entries
+are still pending, so that whoever claims them meanwhile does the same work, which is idempotent.
 """
 
 import asyncio
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
-from tidings.publisher import entries_of
-from tidings.telemetry import process_name
-
-from .handler import Entry
+from .delivery import Entry, Retries, RetryPolicy
+from .groups import Group
+from .handler import Handler, Outcome
+from .outage import Patience, is_outage
+from .telemetry import log
+from .watch import Watch, looks_lost
 
 
 class Consumer:
-    """Reads one stream for one group under a name of its own.
+    """Reads one stream for one group. `retries` are the events that failed; the reclaimer delivers them again.
 
-    `client` is used for blocking reads alone, so that nothing else waits behind them.
+    `clock` gives seconds.
     """
 
-    def __init__(self, client: Redis, stream: str, group: str, *, batch: int, block_ms: int) -> None:
-        self.name = f"{process_name()}:{secrets.token_hex(4)}"
-        self._client = client
-        self._stream = stream
-        self._group = group
+    def __init__(
+        self,
+        group: Group,
+        handler: Handler,
+        watch: Watch,
+        retries: Retries,
+        policy: RetryPolicy,
+        *,
+        batch: int,
+        block_ms: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.group = group
+        self.retries = retries
+        self._handler = handler
+        self._watch = watch
+        self._policy = policy
         self._batch = batch
         self._block_ms = block_ms
+        self._clock = clock
+        #: the batch that is being handled, and since when
+        self.in_hand: list[str] = []
+        self.in_hand_since = 0.0
+        #: whether the last read was full: there is more to do
+        self.is_behind = False
 
-    async def create_group(self) -> None:
-        """Make the group, and the stream if need be. It starts at 0: what came before the first worker counts too."""
-        try:
-            await self._client.xgroup_create(self._stream, self._group, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    async def run(self, handle: Callable[[Sequence[Entry]], Awaitable[None]], stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, patience: Patience) -> None:
         """Read and handle until `stop` is set; then finish the batch in hand and return.
 
         A blocked read is never cancelled: what the server delivers to a read that nobody awaits any more stays pending
-        for good. It returns by itself, within the block time.
+        until it is claimed. It returns by itself, within the block time. Raises what is no outage.
         """
         while not stop.is_set():
-            entries = await self._read()
+            try:
+                entries = await self.group.read(self._batch, self._block_ms)
+            except Exception as error:  # noqa: BLE001 what is no outage is raised again
+                await self._recover(error, patience)
+                continue
+            patience.succeeded()
+            self.is_behind = len(entries) == self._batch
             if entries:
-                await handle(entries)
+                await self.apply(entries, stop, patience)
 
-    async def leave(self) -> None:
-        """Remove this consumer from the group if nothing is pending for it: with it, its pending list would go."""
-        consumers = await self._client.xinfo_consumers(self._stream, self._group)
-        mine = next((c for c in consumers if c["name"] == self.name.encode()), None)
-        if mine is not None and mine["pending"] == 0:
-            await self._client.xgroup_delconsumer(self._stream, self._group, self.name)
+    async def apply(
+        self, entries: list[Entry], stop: asyncio.Event, patience: Patience, *, contiguous: bool = True
+    ) -> None:
+        """Handle a batch, again after an outage; what is left over a stop stays pending for the next worker."""
+        own = [entry.stream_id for entry in entries]
+        self.in_hand, self.in_hand_since = own, self._clock()
+        outcome: Outcome | None = None
+        try:
+            while outcome is None:
+                try:
+                    outcome = await self._handler.handle(self.group, entries, contiguous=contiguous)
+                except Exception as error:  # noqa: BLE001 as above
+                    if stop.is_set() and is_outage(error):
+                        log.warning("events_left_pending", stream=self.group.stream.events, events=len(own))
+                        return
+                    await self._recover(error, patience)
+        finally:
+            self.in_hand = []
+        patience.succeeded()
+        now = self._clock()
+        for entry, _ in outcome.failed:
+            self.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
+        if outcome.incomplete:  # claimed by others meanwhile, or the group was lost and nothing said so
+            await self._checked(patience)
 
-    async def _read(self) -> list[Entry]:
-        reply: Any = await self._client.xreadgroup(
-            self._group, self.name, {self._stream: ">"}, count=self._batch, block=self._block_ms
-        )
-        return [(stream_id.decode("ascii"), fields) for stream_id, fields in entries_of(reply)]
+    async def _recover(self, error: Exception, patience: Patience) -> None:
+        """Wait for the next attempt, which begins with a look at what was lost. Raises what is no outage."""
+        if not looks_lost(error):
+            await patience.wait(error)
+        await self._checked(patience)
+
+    async def _checked(self, patience: Patience) -> None:
+        check: Callable[[], Awaitable[None]] = self._watch.check
+        try:
+            await check()
+        except Exception as error:  # noqa: BLE001 as above
+            await patience.wait(error)

@@ -6,116 +6,112 @@ crash between any two steps repeats what was done, and repeating costs a load, n
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Protocol
 
-from redis.asyncio import Redis
 from redis.typing import EncodableT
 from tidings import Cache
-from tidings.errors import PermanentError
-from tidings.events import from_fields
-from tidings.operations import APPLIED_LENGTH
+from tidings.tracing import Applied, Carrier, tracing
 
-from .plans import Plan, Warm, merge
+from .batches import Batch, digest
+from .delivery import Entry, RetryPolicy, ranges
+from .groups import Group, Receipts
+from .metrics import Metrics
+from .plans import Hot, Warm
 from .rules import Rules
 from .telemetry import log
 
 #: What redis-py takes as a stream entry's fields.
 Fields = dict[EncodableT, EncodableT]
 
-#: One stream entry: its id and its fields.
-Entry = tuple[str, Mapping[bytes, bytes]]
-
 #: Types without a rule are counted each by name up to this many, so that a hostile producer cannot fill the server.
 _TYPES_COUNTED = 100
+
+#: Tokens that one invalidation names at most: the server does nothing else meanwhile, and a rule may name any number.
+_TOKENS_AT_ONCE = 1000
 
 
 class Warmer(Protocol):
     """Where warms are handed to."""
 
-    async def hand_off(self, warms: Sequence[Warm]) -> None:
-        """Queue the warms; each is in the queue when this returns."""
+    async def hand_off(self, warms: Sequence[Warm], hot: Sequence[Hot], *, carriers: Mapping[str, Carrier]) -> None:
+        """Queue the warms; each is in the queue when this returns. `carriers` are trace contexts by warms' names."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What a batch of entries comes to, decided before anything is done."""
+class Outcome:
+    """What remains after a batch was handled."""
 
-    plan: Plan
-    delivered: tuple[str, ...]
-    #: entries that no repetition can help, with the reason
-    dead: tuple[tuple[Entry, str], ...]
-    #: how many events came of each type that no rule is for
-    unruled: Mapping[str, int]
-
-    @property
-    def dead_ids(self) -> list[str]:
-        """The stream ids of the dead."""
-        return [stream_id for (stream_id, _), _ in self.dead]
-
-
-def digest(stream: str, entries: Sequence[Entry], rules: Rules) -> Batch:
-    """Decode and plan every entry. Pure. Raises what a rule raises, unless one event's data are the matter."""
-    plans: list[Plan] = []
-    dead: list[tuple[Entry, str]] = []
-    unruled: Counter[str] = Counter()
-    for entry in entries:
-        stream_id, fields = entry
-        try:
-            envelope = from_fields(stream, stream_id, fields)
-        except PermanentError as error:
-            dead.append((entry, f"{type(error).__name__}: {error}"))
-            continue
-        plan = rules.plan(envelope)
-        plans.append(plan)
-        if plan.problems:  # what could be done is done; what could not is somebody's to look at
-            dead.append((entry, "; ".join(plan.problems)))
-        elif not plan.ruled:
-            unruled[envelope.type] += 1
-    return Batch(merge(plans), tuple(stream_id for stream_id, _ in entries), tuple(dead), unruled)
+    #: delivered again later, each with its error
+    failed: tuple[tuple[Entry, Exception], ...]
+    #: whether some of the entries were no longer ours to acknowledge
+    incomplete: bool
 
 
 class Handler:
     """Applies batches; the only place where events turn into effects."""
 
-    def __init__(self, cache: Cache, client: Redis, rules: Rules, warmer: Warmer) -> None:
+    def __init__(
+        self, cache: Cache, rules: Rules, warmer: Warmer, policy: RetryPolicy, metrics: Metrics | None = None
+    ) -> None:
+        self._metrics = metrics or Metrics(rules.event_types)
         self._cache = cache
-        self._client = client
         self._rules = rules
         self._warmer = warmer
-        self._group = cache.settings.group
+        self._policy = policy
         self._types_counted: set[str] = set()
 
-    async def handle(self, entries: Sequence[Entry]) -> None:
-        """Apply a batch and acknowledge it. Raises InvalidationError or a Redis error; then nothing is acknowledged."""
-        started = time.perf_counter()
-        batch = digest(self._cache.keys.events, entries, self._rules)
-        await self._cache.invalidate_tokens(batch.plan.causes, events=ranges(batch.delivered, batch.dead_ids))
-        await self._warmer.hand_off(batch.plan.warms)
-        await self._acknowledge(batch)
-        self._report(batch, (time.perf_counter() - started) * 1000)
+    async def handle(self, group: Group, entries: Sequence[Entry], *, contiguous: bool = True) -> Outcome:
+        """Apply a batch and acknowledge it. Raises InvalidationError or a Redis error; then nothing is acknowledged.
 
-    async def _acknowledge(self, batch: Batch) -> None:
-        """Ack, set dead letters aside and tell their receipts, count: one transaction."""
-        keys = self._cache.keys
-        pipe = self._client.pipeline(transaction=True)
-        for (stream_id, fields), reason in batch.dead:
-            pipe.xadd(keys.dead, dead_letter(keys.events, self._group, stream_id, fields, reason))
-        pipe.xack(keys.events, self._group, *batch.delivered)
-        if batch.dead:
-            word: Fields = {"ids": "", "dead": " ".join(batch.dead_ids)}
-            pipe.xadd(keys.stream().applied, word, maxlen=APPLIED_LENGTH, approximate=True)
-        for name, amount in self._amounts(batch).items():
-            pipe.hincrby(keys.counts, name, amount)
-        await pipe.execute()
+        `contiguous`: the entries came from one read, and nobody has one that lies between them.
+        """
+        started, started_ns = time.perf_counter(), time.time_ns()
+        stream = group.stream.events
+        batch = digest(stream, entries, self._rules, self._policy)
+        events = [event for event, _ in batch.applied]
+        with tracing().applying(stream, group.group, events, started_ns=started_ns) as applied:
+            await self._invalidate(group, batch, contiguous=contiguous)
+            applied.invalidated()
+            ages = _ages(batch)
+            await self._warmer.hand_off(batch.plan.warms, batch.plan.hot, carriers=_carriers(batch, applied))
+            done = batch.done
+            letters = [dead_letter(stream, group.group, entry, reason) for entry, reason in batch.dead]
+            acknowledged = await group.acknowledge(done, Receipts(letters, batch.dead_ids, self._amounts(batch)))
+        took = time.perf_counter() - started
+        self._count(batch, ages, took)
+        self._report(batch, took * 1000)
+        return Outcome(batch.failed, incomplete=acknowledged < len(done))
+
+    async def set_aside(self, group: Group, entries: Sequence[Entry], reason: str) -> None:
+        """Put entries into the dead letters without looking at them."""
+        ids = [entry.stream_id for entry in entries]
+        letters = [dead_letter(group.stream.events, group.group, entry, reason) for entry in entries]
+        await group.acknowledge(ids, Receipts(letters, ids, {"dead": len(ids)}))
+        self._metrics.dead_lettered(_types(entries))
+        for stream_id in ids:
+            log.error("event_dead_lettered", stream_id=stream_id, reason=reason)
+
+    async def _invalidate(self, group: Group, batch: Batch, *, contiguous: bool) -> None:
+        """Invalidate, and with the last of it tell the receipts."""
+        causes = iter(batch.plan.causes.items())
+        words = ranges(batch.delivered, [*batch.dead_ids, *batch.failed_ids], contiguous=contiguous)
+        left = len(batch.plan.causes)
+        while left > _TOKENS_AT_ONCE:
+            await self._cache.invalidate_tokens(dict(islice(causes, _TOKENS_AT_ONCE)))
+            left -= _TOKENS_AT_ONCE
+        await self._cache.invalidate_tokens(dict(causes), events=words, stream=group.stream)
 
     def _amounts(self, batch: Batch) -> dict[str, int]:
         amounts = {
-            "applied": len(batch.delivered) - len(batch.dead),
+            "applied": len(batch.applied),
             "dead": len(batch.dead),
+            "retried": len(batch.failed),
             "tokens": len(batch.plan.causes),
             "warms": len(batch.plan.warms),
             "unruled": sum(batch.unruled.values()),
@@ -126,34 +122,58 @@ class Handler:
                 amounts[f"unruled:{event_type[:100]}"] = amount
         return {name: amount for name, amount in amounts.items() if amount}
 
+    def _count(self, batch: Batch, ages: Mapping[str, Sequence[float]], took: float) -> None:
+        metrics, plan = self._metrics, batch.plan
+        metrics.applied(Counter(event.type for event, _ in batch.applied), ages)
+        metrics.batch(len(batch.delivered), took, tokens=len(plan.causes), log_entries=int(bool(plan.causes)))
+        metrics.handed_off(len(plan.warms))
+        if batch.dead:
+            metrics.dead_lettered(_types([entry for entry, _ in batch.dead]))
+        if batch.failed:
+            metrics.retried(_types([entry for entry, _ in batch.failed]))
+
     def _report(self, batch: Batch, took_ms: float) -> None:
-        for (stream_id, _), reason in batch.dead:
-            log.error("event_dead_lettered", stream_id=stream_id, reason=reason)
+        for entry, reason in batch.dead:
+            log.error("event_dead_lettered", stream_id=entry.stream_id, reason=reason)
+        for entry, error in batch.failed:
+            delay = self._policy.delay(entry.deliveries)
+            log.warning(
+                "event_failed", stream_id=entry.stream_id, deliveries=entry.deliveries, again_in_s=delay, exc_info=error
+            )
         plan = batch.plan
         log.info(
             "events_applied",
-            events=len(batch.delivered) - len(batch.dead),
+            events=len(batch.applied),
             invalidated=sorted(plan.causes)[:20],
             warms=len(plan.warms),
             took_ms=round(took_ms, 2),
         )
 
 
-def dead_letter(stream: str, group: str, stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> Fields:
+def _ages(batch: Batch) -> dict[str, list[float]]:
+    """Return by type the seconds from each event's own time until now, when what it makes wrong is invalidated."""
+    now = datetime.now(UTC)
+    ages: defaultdict[str, list[float]] = defaultdict(list)
+    for event, _ in batch.applied:
+        ages[event.type].append((now - event.time).total_seconds())
+    return ages
+
+
+def _carriers(batch: Batch, applied: Applied) -> dict[str, Carrier]:
+    """Return the trace context for each warm, which is that of the event that asked for it."""
+    carriers: dict[str, Carrier] = {}
+    for event, plan in batch.applied:
+        if plan.warms and (carrier := applied.carrier(event.stream_id)):
+            carriers.update((warm.name, carrier) for warm in plan.warms)
+    return carriers
+
+
+def _types(entries: Sequence[Entry]) -> Counter[str]:
+    return Counter(entry.fields.get(b"type", b"").decode(errors="replace") for entry in entries)
+
+
+def dead_letter(stream: str, group: str, entry: Entry, reason: str) -> Fields:
     """Return the fields of a dead letter: why, where it came from, and the entry as it was under ``original:``."""
-    original: Fields = {b"original:" + name: value for name, value in fields.items()}
-    return {"reason": reason, "stream": stream, "stream_id": stream_id, "group": group, **original}
-
-
-def ranges(delivered: Sequence[str], but: Sequence[str] = ()) -> str:
-    """Return the delivered ids but some, as ``first..last`` runs: ``"5-0..5-9 7-1"``.
-
-    One delivery is contiguous in the stream, so a run covers nothing that another worker has.
-    """
-    runs: list[list[str]] = [[]]
-    for stream_id in delivered:
-        if stream_id in but:
-            runs.append([])
-        else:
-            runs[-1].append(stream_id)
-    return " ".join(run[0] if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if run)
+    original: Mapping[EncodableT, EncodableT] = {b"original:" + name: value for name, value in entry.fields.items()}
+    where: Fields = {"stream": stream, "stream_id": entry.stream_id, "group": group}
+    return {"reason": reason, **where, "deliveries": entry.deliveries, **original}

@@ -8,19 +8,23 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from tidings.keys import Keyspace
 
+from .groups import MARK
+
 #: Keys looked at when entries are counted; beyond it the counts are of a part, and say so.
 SCAN_AT_MOST = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStats:
-    """One consumer group of the event stream."""
+    """One consumer group of one event stream."""
 
+    stream: str
     name: str
     #: events not yet delivered; None when the server cannot tell
     lag: int | None
     #: delivered and not yet acknowledged
     pending: int
+    #: workers, without the group's mark
     consumers: int
 
 
@@ -44,19 +48,21 @@ class Stats:
         return asdict(self)
 
 
-async def look(client: Redis, keys: Keyspace) -> Stats:
-    """Read the stream, its groups, the queues and the entries. Raises Redis's exceptions."""
+async def look(client: Redis, keys: Keyspace, partitions: int = 1) -> Stats:
+    """Read the streams, their groups, the queues and the entries. Raises Redis's exceptions."""
+    streams = [stream.events for stream in keys.streams(partitions)]
     pipe = client.pipeline(transaction=False)
-    pipe.xlen(keys.events)
     pipe.xlen(keys.dead)
     pipe.xlen(keys.log)
     pipe.zcard(keys.jobs)
     pipe.hgetall(keys.counts)
-    events, dead, logged, warms, counts = await pipe.execute()
+    for stream in streams:
+        pipe.xlen(stream)
+    dead, logged, warms, counts, *events = await pipe.execute()
     entries, complete = await _entries(client, keys)
     return Stats(
-        events,
-        await _groups(client, keys),
+        sum(events),
+        [group for stream in streams for group in await _groups(client, stream)],
         dead,
         logged,
         warms,
@@ -66,15 +72,18 @@ async def look(client: Redis, keys: Keyspace) -> Stats:
     )
 
 
-async def _groups(client: Redis, keys: Keyspace) -> list[GroupStats]:
+async def _groups(client: Redis, stream: str) -> list[GroupStats]:
     try:
-        groups = await client.xinfo_groups(keys.events)
+        groups = await client.xinfo_groups(stream)
     except ResponseError:
         return []  # no stream yet
-    return [
-        GroupStats(group["name"].decode(errors="replace"), group.get("lag"), group["pending"], group["consumers"])
-        for group in groups
-    ]
+    found = []
+    for group in groups:
+        name = group["name"].decode(errors="replace")
+        consumers = [row["name"] for row in await client.xinfo_consumers(stream, group["name"])]
+        workers = [consumer for consumer in consumers if not consumer.startswith(MARK.encode())]
+        found.append(GroupStats(stream, name, group.get("lag"), group["pending"], len(workers)))
+    return found
 
 
 async def _entries(client: Redis, keys: Keyspace) -> tuple[dict[str, int], bool]:

@@ -1,27 +1,27 @@
-"""arq's side of warming: what a job looks like, and arq's worker with an end of ours.
+"""What arq keeps of ours: what a job looks like, and where jobs live.
 
 Jobs are JSON, not arq's default pickle: whoever can write to Redis must not be able to run code here. Nor to end the
 worker, as arq's does when it finds in its queue what arq never writes.
 """
 
-import asyncio
 import json
-from contextlib import suppress
 from types import NoneType
 from typing import Any
 
-from arq.worker import Worker
-
-from .telemetry import log
+import redis.asyncio
+from arq.connections import ArqRedis
+from pydantic import SecretStr
+from redis.asyncio.connection import ConnectionPool
+from tidings import Settings
+from tidings.errors import ConfigurationError
+from tidings.keys import Keyspace
+from tidings.servers import async_servers
+from tidings.settings import redact
 
 #: The fields of a job as arq names them: function, arguments, keyword arguments, try, time of its making.
 _FIELDS: dict[str, type | tuple[type, ...]] = {"f": str, "a": list, "k": dict, "t": (int, NoneType), "et": int}
 #: The end of the year 9999 in milliseconds; arq turns a job's time into a datetime.
 _LATEST_MS = 253_402_300_799_000
-
-#: What jobs that were ended have to be noted in Redis as to be run again.
-_NOTING_SECONDS = 2.0
-_CANCEL_AGAIN_SECONDS = 0.05
 
 
 def to_json(job: dict[str, Any]) -> bytes:
@@ -45,77 +45,45 @@ def from_json(data: bytes) -> dict[str, Any]:
     return job
 
 
-class JobWorker(Worker):
-    """arq's worker, which ends when it is asked to, and only between two looks at the queue."""
+class JobsClient(ArqRedis):
+    """arq's client; `aclose` closes its connections too, and the clients of the sentinels that it asks."""
 
-    async def work(self, stop: asyncio.Event, drain_timeout: float) -> None:
-        """Run jobs until `stop` is set; then give the running ones `drain_timeout` seconds to finish.
+    def __init__(self, pool: ConnectionPool, queue: str, sentinels: tuple[redis.asyncio.Redis, ...]) -> None:
+        super().__init__(pool, job_serializer=to_json, job_deserializer=from_json, default_queue_name=queue)
+        self._sentinels = sentinels
 
-        Those that have not are ended, and are in the queue for the next worker. Raises what Redis does to the worker.
-        """
-        self._stop = stop
-        try:
-            await self.main()
-        except Exception as error:
-            for other in await self._drain(0):
-                error.add_note(f"and a job that was running: {other!r}")
-            raise
-        if errors := await self._drain(drain_timeout):
-            raise errors[0]
-
-    async def main(self) -> None:
-        """Look at the queue until the stop.
-
-        arq's own never returns. Cancelled while it picks a job, it can leave the job marked as running without anybody
-        running it, and no worker looks at it again before the mark expires.
-        """
-        self.ctx["redis"] = self.pool
-        while not self._stop.is_set():
-            await self._poll_iteration()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.poll_delay_s):
-                    await self._stop.wait()
-
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start jobs, one by one until the stop; remove what has no name or time that a job could have."""
-        foreign = [job_id for job_id in job_ids if not _is_text(job_id)]
-        if foreign:
-            await self.pool.zrem(self.queue_name, *foreign)
-        if job_ids:
-            removed = len(foreign) + await self.pool.zremrangebyscore(self.queue_name, "-inf", 0)
-            if removed:
-                log.error("jobs_refused", jobs=removed)
-        for job_id in job_ids:
-            if job_id not in foreign and not self._stop.is_set():
-                await super().start_jobs([job_id])
-
-    async def _drain(self, timeout: float) -> list[Exception]:  # noqa: ASYNC109 what is late is ended
-        """End every job; return what went wrong with noting it in Redis."""
-        running = set(self.tasks.values())
-        if not running:
-            return []
-        _, late = await asyncio.wait(running, timeout=timeout)
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + _NOTING_SECONDS
-        while late and clock() < deadline:
-            # The load alone, never what arq does around it. And again, because a job may be about to start its load,
-            # and because before Python 3.12 asyncio.wait_for, under every command of redis-py, swallows a cancellation
-            # that comes as the command ends.
-            for load in list(self.job_tasks.values()):
-                load.cancel()
-            _, late = await asyncio.wait(late, timeout=_CANCEL_AGAIN_SECONDS)
-        for job in late:
-            job.cancel()
-        ended = await asyncio.gather(*running, return_exceptions=True)
-        errors: list[Exception] = [error for error in ended if isinstance(error, Exception)]
-        if late:
-            errors.append(TimeoutError(f"{len(late)} warm jobs could not be given back: Redis does not answer"))
-        return errors
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 redis-py's signature
+        """Close everything that was made for this client, unless told to leave the connections."""
+        await super().aclose(close_connection_pool is not False)
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
 
 
-def _is_text(job_id: bytes) -> bool:
-    try:
-        job_id.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def jobs_url(settings: Settings) -> str:
+    """Return where jobs live, with its password: ``TIDINGS_JOBS_URL``, else the cache's own server.
+
+    Raises ConfigurationError for a cluster, which arq cannot use, and where there is no server.
+    """
+    given: SecretStr | None = settings.jobs_url or settings.url
+    url = "" if given is None else given.get_secret_value()
+    if "+cluster://" in url:
+        raise ConfigurationError(
+            f"warm jobs cannot live on the cluster {redact(url)}: their keys are in many slots; "
+            "set TIDINGS_JOBS_URL to a single server or to sentinels"
+        )
+    if not url or url.startswith("memory://"):
+        raise ConfigurationError("warm jobs need a server: set TIDINGS_URL, or TIDINGS_JOBS_URL for them alone")
+    return url
+
+
+def jobs_pool(settings: Settings) -> JobsClient:
+    """Return arq's client for the server of the jobs; it connects at its first command, and is closed by `aclose`.
+
+    Every command has `operation_timeout` seconds and is sent once. Raises ConfigurationError as `jobs_url` does, and
+    for a URL that cannot be meant.
+    """
+    servers = async_servers(settings.model_copy(update={"url": SecretStr(jobs_url(settings))}))
+    pool = servers.client.connection_pool
+    pool.connection_kwargs["socket_timeout"] = settings.operation_timeout
+    queue = Keyspace(settings.prefix, settings.version).jobs
+    return JobsClient(pool, queue, servers.sentinels)

@@ -6,7 +6,8 @@ from typing import Any
 
 from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError
-from tidings.keys import ALL, namespace_token, tag_token
+from tidings.hot import CALLS_KEPT
+from tidings.keys import ALL, check_namespace, namespace_token, tag_token
 
 from .calls import check_importable, encode_call
 
@@ -40,6 +41,31 @@ class Invalidate:
         return [*everything, *map(namespace_token, self.namespaces), *map(tag_token, self.tags)]
 
 
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """Load the `top` calls of a namespace that were read most lately; made by `Warm.hot`."""
+
+    namespace: str
+    top: int
+
+    def __post_init__(self) -> None:
+        """Refuse a number out of range (ConfigurationError) and names that cannot be, made of an event's data."""
+        if type(self.top) is not int or not 1 <= self.top <= CALLS_KEPT:
+            raise ConfigurationError(f"Warm.hot(top={self.top!r}) is not a number from 1 to {CALLS_KEPT}")
+        try:
+            check_namespace(self.namespace)
+        except ConfigurationError as error:
+            raise ArgumentError(str(error)) from None
+
+    @property
+    def name(self) -> str:
+        """What makes two of them the same; no namespace has a "!", so that it is no entry's name."""
+        return f"!hot:{self.namespace}:{self.top}"
+
+    def __repr__(self) -> str:
+        return f"Warm.hot({self.namespace!r}, top={self.top})"
+
+
 class Warm:
     """Load this call of a cached function ahead of the next read.
 
@@ -57,6 +83,16 @@ class Warm:
         call = function.call_of(*args, **kwargs)
         self.name = f"{call.namespace}:{call.name}"
 
+    @staticmethod
+    def hot(namespace: str, top: int = 100) -> Hot:
+        """Load the `top` calls of a namespace that were read most in the last minutes, in every process, by samples.
+
+        Which they are is found out when the warm runs. Not among them are calls of methods, and those with arguments
+        that cannot travel in a job. Raises ConfigurationError for a `top` that is not from 1 to 1000, and ArgumentError
+        for what cannot be a namespace.
+        """
+        return Hot(namespace, top)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Warm) and (self.name, self.arguments) == (other.name, other.arguments)
 
@@ -69,7 +105,10 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do about one event or many: token names with their causes, and calls to load ahead."""
+    """What to do about one event or many: token names with their causes, and calls to load ahead.
+
+    `hot` are the namespaces whose most read calls are to be loaded, each once.
+    """
 
     causes: Mapping[str, str] = field(default_factory=dict)
     warms: tuple[Warm, ...] = ()
@@ -77,6 +116,7 @@ class Plan:
     ruled: bool = False
     #: why rules could not do all that they were asked, with nothing of what they did lost
     problems: tuple[str, ...] = ()
+    hot: tuple[Hot, ...] = ()
 
     @property
     def namespaces(self) -> frozenset[str]:
@@ -100,16 +140,21 @@ class Plan:
 def merge(plans: Iterable[Plan]) -> Plan:
     """Return one plan that does what all of them ask for: 500 events may need three tokens and one warm.
 
-    The first event to ask for a token is its cause; of two warms of one entry the last counts.
+    The first event to ask for a token is its cause; of two warms of one entry the last counts, and of two that are after
+    what is read most in a namespace the one that wants more.
     """
     causes: dict[str, str] = {}
     warms: dict[str, Warm] = {}
+    hot: dict[str, Hot] = {}
     problems: list[str] = []
     ruled = False
     for plan in plans:
         for name, cause in plan.causes.items():
             causes.setdefault(name, cause)
         warms.update((warm.name, warm) for warm in plan.warms)
+        for one in plan.hot:
+            if one.namespace not in hot or one.top > hot[one.namespace].top:
+                hot[one.namespace] = one
         problems.extend(plan.problems)
         ruled = ruled or plan.ruled
-    return Plan(causes, tuple(warms.values()), ruled, tuple(problems))
+    return Plan(causes, tuple(warms.values()), ruled, tuple(problems), tuple(hot.values()))

@@ -12,10 +12,10 @@ from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError, PermanentError
 from tidings.events import class_of, shorten, type_of
 from tidings.keys import check_namespace
-from tidings.templates import Template, parse
+from tidings.templates import parse
 
 from .calls import check_importable, check_same, from_json_value
-from .plans import Invalidate, Plan, Warm
+from .plans import Hot, Invalidate, Plan, Warm
 
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
@@ -31,7 +31,7 @@ CronField = int | set[int] | None
 class Schedule:
     """A warm at the times that the cron fields name."""
 
-    warm: Warm
+    warm: Warm | Hot
     month: CronField
     day: CronField
     weekday: CronField
@@ -78,7 +78,7 @@ class Rules:
         *,
         namespaces: Sequence[str] = (),
         tags: Sequence[str] = (),
-        warm: Sequence["Described[Any, Any] | Warm"] = (),
+        warm: Sequence["Described[Any, Any] | Warm | Hot"] = (),
     ) -> None:
         """Invalidate templates over the event's data, and warm functions whose parameters are named like its fields.
 
@@ -102,20 +102,22 @@ class Rules:
         if not (namespace_templates or tag_templates or calls):
             raise ConfigurationError(f"{where}: maps to nothing; give namespaces=, tags= or warm=")
 
-        def mapped(event: Event) -> Iterable[Invalidate | Warm]:
+        def mapped(event: Event) -> Iterable[Invalidate | Warm | Hot]:
             value_of = _value_of(event)
             yield Invalidate(
-                namespaces=_rendered(namespace_templates, value_of), tags=_rendered(tag_templates, value_of)
+                namespaces=[template.render(value_of) for template in namespace_templates],
+                tags=[template.render(value_of) for template in tag_templates],
             )
             for call in calls:
                 yield call(value_of)
 
-        functions = tuple(item.cached_function if isinstance(item, Warm) else item for item in warm)
+        named = (item.cached_function if isinstance(item, Warm) else item for item in warm)
+        functions = tuple(item for item in named if isinstance(item, Described))
         self._add(event_type, _Registered(where, event_class, mapped, functions))
 
     def schedule(
         self,
-        warm: Warm,
+        warm: Warm | Hot,
         *,
         month: CronField = None,
         day: CronField = None,
@@ -124,11 +126,11 @@ class Rules:
         minute: CronField = None,
         second: CronField = 0,
     ) -> None:
-        """Refresh a call at the times the cron fields name, in the worker's time zone, once for all workers.
+        """Refresh a call, or what is read most, at the times the cron fields name, in the worker's time zone, once for all workers.
 
         Raises ConfigurationError for a field out of its range, which would never come.
         """
-        if not isinstance(warm, Warm):
+        if not isinstance(warm, Warm | Hot):
             raise ConfigurationError(f"rules.schedule({warm!r}): a schedule is for a Warm(…)")
         fields = {"month": month, "day": day, "weekday": weekday, "hour": hour, "minute": minute, "second": second}
         for name, given in fields.items():
@@ -153,7 +155,8 @@ class Rules:
             for function in (*registered.warms, *_cached_functions(registered.rule)):
                 check_same(function)
         for schedule in self.schedules:
-            check_same(schedule.warm.cached_function)
+            if isinstance(schedule.warm, Warm):
+                check_same(schedule.warm.cached_function)
 
     @property
     def event_types(self) -> frozenset[str]:
@@ -164,31 +167,42 @@ class Rules:
         registered = self._by_type.get(event_type, ())
         causes: dict[str, str] = {}
         warms: list[Warm] = []
+        hot: list[Hot] = []
         problems: list[str] = []
         for entry in registered:
             cause = f"event:{event_id[:_ID_LENGTH]} rule:{entry.name}"
             try:
                 for item in _items(entry, entry.rule(event_as(entry.event_class))):
-                    if isinstance(item, Warm):
+                    if isinstance(item, Invalidate):
+                        for name in item.token_names():
+                            causes.setdefault(name, cause)
+                    elif isinstance(item, Warm):
                         warms.append(item)
+                    elif isinstance(item, Hot):
+                        hot.append(item)
                     else:
-                        causes.update((name, cause) for name in item.token_names() if name not in causes)
+                        raise _not_given(entry, item)
             except PermanentError as error:
                 problems.append(shorten(f"{type(error).__name__}: {entry.name}: {error}"))
-        return Plan(causes, tuple(warms), bool(registered), tuple(problems))
+        return Plan(causes, tuple(warms), bool(registered), tuple(problems), tuple(hot))
 
     def _add(self, event_type: str, registered: _Registered) -> None:
         self._by_type.setdefault(event_type, []).append(registered)
 
 
-def _items(entry: _Registered, result: Any) -> Iterable["Invalidate | Warm"]:
-    items = [result] if isinstance(result, Invalidate | Warm) else [] if result is None else result
-    if not isinstance(items, Iterable):
-        raise ConfigurationError(f"{entry.name}: a rule yields Invalidate and Warm, not {type(result).__name__}")
-    for item in items:
-        if not isinstance(item, Invalidate | Warm):
-            raise ConfigurationError(f"{entry.name}: a rule yields Invalidate and Warm, not {type(item).__name__}")
-        yield item
+def _items(entry: _Registered, result: Any) -> Iterable[Any]:
+    """Return what a rule gave as one thing, many or none."""
+    if result is None:
+        return ()
+    if isinstance(result, (Invalidate, Warm, Hot)):  # a union would be made anew for every event
+        return (result,)
+    if not isinstance(result, Iterable):
+        raise _not_given(entry, result)
+    return result
+
+
+def _not_given(entry: _Registered, item: Any) -> ConfigurationError:
+    return ConfigurationError(f"{entry.name}: a rule yields Invalidate and Warm, not {type(item).__name__}")
 
 
 _CRON_RANGES = {
@@ -232,7 +246,8 @@ def _type_and_class(event: Any) -> tuple[str, type[Event] | None]:
 
 
 def _place(rule: Rule) -> str:
-    plain = inspect.unwrap(rule.func if isinstance(rule, partial) else rule)
+    plain: Any = inspect.unwrap(rule.func if isinstance(rule, partial) else rule)
+    plain = getattr(plain, "__func__", plain)  # of a method
     if not inspect.isfunction(plain):
         plain = type(plain).__call__
     code = plain.__code__
@@ -241,24 +256,22 @@ def _place(rule: Rule) -> str:
 
 def _value_of(event: Event) -> Callable[[str], Any]:
     """Look a name up in the event's data and nowhere else: its attributes have names of their own."""
-    data = {**{name: getattr(event, name) for name in type(event).model_fields}, **(event.model_extra or {})}
+    fields, extra = type(event).model_fields, event.model_extra or {}
 
     def value_of(name: str) -> Any:
-        if name not in data:
-            raise KeyError(f"the event has no {name!r}")
-        return data[name]
+        if name in extra:
+            return extra[name]
+        if name in fields:
+            return getattr(event, name)
+        raise KeyError(f"the event has no {name!r}")
 
     return value_of
 
 
-def _rendered(templates: list[Template], value_of: Callable[[str], Any]) -> list[str]:
-    return [template.render(value_of) for template in templates]
-
-
 def _warm_of(
-    item: "Described[Any, Any] | Warm", known: set[str] | None, where: str
-) -> Callable[[Callable[[str], Any]], Warm]:
-    if isinstance(item, Warm):
+    item: "Described[Any, Any] | Warm | Hot", known: set[str] | None, where: str
+) -> Callable[[Callable[[str], Any]], Warm | Hot]:
+    if isinstance(item, Warm | Hot):
         return lambda _: item
     if not isinstance(item, Described):
         raise ConfigurationError(f"{where}: warm={item!r} is not a cached function")

@@ -20,15 +20,51 @@ class WorkerSettings(BaseSettings):
         le=1000,
         description="milliseconds a read waits for events; bounds how long a stop waits",
     )
+    max_deliveries: int = Field(
+        default=5, ge=1, description="times an event that fails is delivered before it is set aside as a dead letter"
+    )
+    retry_delay: float = Field(
+        default=1.0, gt=0, description="until an event that failed is delivered again; doubles each time, to a minute"
+    )
+    claim_idle: float = Field(
+        default=5.0,
+        ge=0.1,
+        description="an event in the hands of a worker that has not been heard of for so long is another's to apply",
+    )
+    consumer_idle: float = Field(
+        default=3600.0, ge=1, description="a consumer without pending events is removed after so long without a sign"
+    )
+    keep_events: int = Field(
+        default=10_000, ge=0, description="events kept in a stream after every group has acknowledged them, about"
+    )
+    check_interval: float = Field(default=1.0, gt=0, description="between two looks for lost events")
     max_warms: int = Field(default=10, ge=1, description="warms that run at the same time")
     warm_timeout: float = Field(default=60, gt=0, description="a warm that takes longer is ended and tried again")
     warm_tries: int = Field(default=5, ge=1, description="times a failing warm is tried, with growing delays")
+    warms_per_second: float = Field(
+        default=100,
+        ge=0,
+        allow_inf_nan=False,
+        description="warms that one worker starts at most, 0: no limit; 100 keep a database busy as one connection"
+        " does with queries of 10 ms, so that it has time for readers",
+    )
     poll: float = Field(default=0.05, gt=0, description="how often the queue of warms is looked at")
     drain_timeout: float = Field(default=3, ge=0, description="what running warms have to finish when the worker stops")
     stop_timeout: float = Field(
         default=10,
         gt=0,
         description="a stop that takes longer, because Redis is frozen say, is ended with exit code 70",
+    )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="port of /healthz, /readyz and /metrics; 0: one that is free, as logged; None: no such server",
+    )
+    http_host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="address of the above; 0.0.0.0 or :: answers other machines too, which nothing here authenticates",
     )
 
     @classmethod

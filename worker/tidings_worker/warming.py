@@ -1,212 +1,239 @@
-"""Warming: the job that loads an entry ahead of its readers, and how plans become jobs.
+"""Warming: the job that loads an entry ahead of its readers, and the worker that runs such jobs.
 
-A job is named after its entry, so that while it is queued, more events for the same entry add nothing. That includes
-the last moments of a job that has done its load already; so, once it has left the queue, a job looks whether its entry
-has been invalidated meanwhile, and hands it off again.
+While it is queued, more events for the same entry add nothing (see `queueing`). That includes the last moments of a job
+that has done its load already; so, once it has left the queue, a job looks whether its entry has been invalidated
+meanwhile, and hands it off again.
 """
 
 import asyncio
-import secrets
+import random
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
+from arq.constants import retry_key_prefix
 from arq.cron import CronJob, cron
-from arq.jobs import serialize_job
 from arq.worker import Retry, func
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from tidings import Cache, get_cache
+from tidings.breaker import delays_seconds
 from tidings.errors import ConfigurationError, PermanentError, UnavailableError
 from tidings.filling import Stored
-from tidings.functions import CachedSyncFunction
-from tidings.telemetry import process_name
+from tidings.tracing import tracing
 
-from .calls import NotLoadedError, decode_call, resolve
-from .jobs import JobWorker, from_json, to_json
-from .plans import Warm
+from .budget import Budget
+from .calls import NotLoadedError
+from .entry import Entry
+from .failing import FailingWarms
+from .hot import warms_of
+from .jobs import from_json, to_json
+from .jobworker import JobWorker
+from .outage import Outage, is_outage
+from .plans import Hot
+from .queueing import HOT_JOB_NAME, JOB_NAME, WarmQueue, warm_name
 from .rules import Schedule
 from .settings import WorkerSettings
 from .telemetry import log
 
-JOB_NAME = "tidings.warm"
+if TYPE_CHECKING:
+    from arq.typing import WorkerCoroutine
 
-_JOB_EXPIRES_MS = 86_400_000
+__all__ = ["JOB_NAME", "WarmQueue", "WarmWorker", "from_json", "to_json"]
+
 _LONGEST_DELAY = 60.0
-#: A warm whose entry is invalidated while it loads, loads again; this often, then it is up to the next reader or event.
-_LOADS_AT_MOST = 3
+#: Before a warm is tried again that Redis alone was in the way of.
+_AWAY_DELAY = 2.0
 #: arq ends a job after this many seconds more than a warm ends itself: arq forgets the job, a warm is tried again.
 _ARQ_TIMEOUT_EXTRA = 5.0
 #: Where a job notes in its context which entry it has left fresh.
 _LEFT_FRESH = "left_fresh"
 
 
-class WarmQueue:
-    """Hands warms to arq: one exchange with the server for any number of them."""
+class Warming:
+    """The jobs themselves, as arq calls them.
 
-    def __init__(self, client: Redis, queue: str) -> None:
-        self._client = client
-        self._queue = queue
+    A failing one is tried again, `warm_tries` times, later each time; that Redis is away does not count.
+    """
 
-    async def hand_off(self, warms: Sequence[Warm], *, refresh: bool = False) -> None:
-        """Queue each warm unless its entry's is queued already; arq's own keys and payload, written in bulk.
+    def __init__(
+        self,
+        client: Redis,
+        queue: str,
+        settings: WorkerSettings,
+        cache: Callable[[], Cache],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.queue = WarmQueue(client, queue)
+        self._name = queue
+        self._client: Any = client
+        self._failing = FailingWarms(client, f"{queue}:failing")
+        self._timeout = settings.warm_timeout
+        self._tries = settings.warm_tries
+        self._cache = cache
+        self._chance = chance
 
-        With `refresh` they load whatever is cached.
-        """
-        if not warms:
-            return
-        now_ms = time.time_ns() // 1_000_000
-        options, ending = ({"refresh": True}, ":refresh") if refresh else ({}, "")
-        pipe = self._client.pipeline(transaction=True)
-        for warm in warms:
-            job_id = f"{self._queue}:{warm.name}{ending}"
-            arguments = (warm.function, warm.arguments)
-            job = serialize_job(JOB_NAME, arguments, options, None, now_ms, serializer=to_json)
-            pipe.set(job_key_prefix + job_id, job, px=_JOB_EXPIRES_MS, nx=True)
-            pipe.zadd(self._queue, {job_id: now_ms}, nx=True)
-        await pipe.execute()
-
-
-class _Target:
-    """The entry that a job is to fill. Raises NotLoadedError or ConfigurationError, DecodeError, ArgumentError."""
-
-    def __init__(self, identity: str, arguments: str) -> None:
-        function = resolve(identity)
-        args, kwargs = decode_call(function, arguments)
-        self.warm = Warm(function, *args, **kwargs)
-        load = partial(function.uncached, *args, **kwargs)
-        if isinstance(function, CachedSyncFunction):
-            load = partial(asyncio.to_thread, load)
-        self._request = function.request(load, *args, **kwargs)
-        self._reader = function.cache.reader()
-        self._lives = self._reader.reading.filling.ttl_ms(self._request.target, ...) / 1000
-        self._fresh_at = 0.0
-
-    async def is_fresh(self) -> bool:
-        """Say whether the entry is fresh now. Raises UnavailableError."""
-        return await self._reader.is_fresh(self._request)
-
-    async def fill(self, *, renew: bool) -> Stored:
-        """Load until the entry is fresh; return FRESH, or why it is not. With `renew`, load at least once.
-
-        Raises what the load raises, and UnavailableError when Redis does not take the value.
-        """
-        stored = Stored.REFUSED
-        for _ in range(_LOADS_AT_MOST):
-            stored = await self._reader.ensure(self._request, renew=renew)
-            if stored is Stored.UNAVAILABLE:
-                raise UnavailableError("Redis did not take the value")
-            if stored is Stored.TOO_LARGE:
-                return stored
-            if stored is Stored.FRESH or (stored is Stored.STORED and await self.is_fresh()):
-                self._fresh_at = time.monotonic()
-                return Stored.FRESH
-            renew = False
-        return Stored.REFUSED
-
-    async def was_overtaken(self) -> bool:
-        """Say whether the entry has been invalidated since `fill` left it fresh.
-
-        An entry that may have expired by itself has not: one that lives for milliseconds would be warmed for ever.
-        """
-        if time.monotonic() - self._fresh_at > self._lives / 2:
-            return False
+    async def warm(
+        self,
+        ctx: dict[str, Any],
+        identity: str,
+        arguments: str,
+        *,
+        refresh: bool = False,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+    ) -> None:
+        """Load a call's entry unless it is there; with `refresh` whatever is there. Runs at least once."""
+        started = time.perf_counter()
+        limit = asyncio.timeout(self._timeout)
+        carrier = {"traceparent": traceparent, "tracestate": tracestate}
         try:
-            return not await self.is_fresh()
-        except UnavailableError:
-            return True  # nobody knows: a warm too many finds a fresh entry, one too few leaves a cold one
+            entry = Entry(identity, arguments)
+            with tracing().warming(identity, self._name, carrier):
+                async with limit:
+                    # A second try loads by itself: the load that it would join may be the one that hung.
+                    again = ctx["job_try"] > 1
+                    stored = await entry.fill(renew=refresh or (again and not await entry.is_fresh()))
+        except Exception as error:  # whatever a loader raises: it is the service's code, and the next try may succeed
+            reason = TimeoutError(f"it took more than {self._timeout} s") if limit.expired() else error
+            if await self._again(ctx, str(identity), str(arguments), reason):
+                raise Retry(defer=self._delay(ctx, reason)) from error
+            return
+        await self._succeeded(ctx)
+        if stored is Stored.FRESH:
+            ctx[_LEFT_FRESH] = entry
+            log.info("warmed", call=identity, took_ms=round((time.perf_counter() - started) * 1000, 2))
+        else:
+            log.warning("warm_in_vain", call=identity, reason=stored.value)
+
+    async def warm_hot(self, ctx: dict[str, Any], namespace: str, top: int, *, refresh: bool = False) -> None:
+        """Hand off warms of the calls of a namespace that were read most lately."""
+        try:
+            warms = await warms_of(Hot(namespace, top), self._cache())
+            await self.queue.hand_off(warms, refresh=refresh)
+        except (PermanentError, ConfigurationError, UnavailableError, RedisError, OSError) as error:
+            if await self._again(ctx, f"Warm.hot({namespace!r:.200})", str(top), error):
+                raise Retry(defer=self._delay(ctx, error)) from error
+            return
+        await self._succeeded(ctx)
+        log.info("hot_handed_off", namespace=namespace, warms=len(warms))
+
+    async def after_job(self, ctx: dict[Any, Any]) -> None:
+        """Hand off again what was handed off in vain while the job was still in the queue; now it no longer is."""
+        entry: Entry | None = ctx.get(_LEFT_FRESH)
+        if entry is None or not await entry.was_overtaken():
+            return
+        for delay in delays_seconds(self._chance):
+            if await self._noting(self.queue.hand_off([entry.warm])):
+                return
+            await asyncio.sleep(delay)
+
+    async def _again(self, ctx: dict[str, Any], call: str, arguments: str, error: BaseException) -> bool:
+        """Say whether to try again: not if that is in vain or was done often enough. Tell, and note what keeps failing.
+
+        That Redis is away says nothing about the warm: such a try is not counted, and told of elsewhere.
+        """
+        tries = ctx["job_try"]
+        if _is_away(error):
+            await self._noting(self._client.decr(retry_key_prefix + ctx["job_id"]))
+            return True
+        in_vain = isinstance(error, PermanentError | ConfigurationError) and not isinstance(error, NotLoadedError)
+        given_up = in_vain or tries >= self._tries
+        if given_up:
+            log.error("warm_failed", call=call, tries=tries, error=repr(error))
+        else:
+            log.warning("warm_retried", call=call, tries=tries, error=repr(error))
+        if given_up or tries > 1:
+            await self._noting(self._failing.failed(warm_name(self._name, ctx["job_id"]), call, arguments, error))
+        return not given_up
+
+    async def _succeeded(self, ctx: dict[str, Any]) -> None:
+        await self._noting(self._failing.succeeded(warm_name(self._name, ctx["job_id"])))
+
+    async def _noting(self, note: Awaitable[Any]) -> bool:
+        """Write what a job can go on without; say whether it was written, and not so because Redis is away."""
+        try:
+            await note
+        except (RedisError, OSError) as error:
+            if not is_outage(error):
+                raise
+            return False
+        return True
+
+    def _delay(self, ctx: dict[str, Any], error: BaseException) -> float:
+        return _AWAY_DELAY if _is_away(error) else delay_seconds(ctx["job_try"], self._chance())
 
 
-async def warm(ctx: dict[str, Any], identity: str, arguments: str, *, refresh: bool = False) -> None:
-    """Load a call's entry unless it is there. Runs at least once; a failing load is tried again, later each time."""
-    started = time.perf_counter()
-    limit = asyncio.timeout(ctx["warm_timeout"])
-    try:
-        target = _Target(identity, arguments)
-        async with limit:
-            # A second try loads by itself: the load that it would join may be the one that hung.
-            again = ctx["job_try"] > 1
-            stored = await target.fill(renew=refresh or (again and not await target.is_fresh()))
-    except Exception as error:  # whatever a loader raises: it is the service's code, and the next try may succeed
-        reason = f"it took more than {ctx['warm_timeout']} s" if limit.expired() else repr(error)
-        if (retry := _retry(ctx, identity, error, reason)) is not None:
-            raise retry from error
-        return
-    if stored is Stored.FRESH:
-        ctx[_LEFT_FRESH] = target
-        log.info("warmed", call=identity, took_ms=round((time.perf_counter() - started) * 1000, 2))
-    else:
-        log.warning("warm_in_vain", call=identity, reason=stored.value)
+def delay_seconds(tries: int, chance: float) -> float:
+    """Return how long to wait after a failure: doubled each time, up to a minute, and half of it by chance.
+
+    Warms that failed together, because a database went away, should not all come back to it together.
+    """
+    return min(2.0 ** min(tries - 1, 10), _LONGEST_DELAY) * (1 + chance) / 2
 
 
-def _retry(ctx: dict[str, Any], identity: str, error: Exception, reason: str) -> Retry | None:
-    """Return what makes arq try again, unless that is in vain or was done often enough; say which."""
-    tries = ctx["job_try"]
-    in_vain = isinstance(error, PermanentError | ConfigurationError) and not isinstance(error, NotLoadedError)
-    if in_vain or tries >= ctx["warm_tries"]:
-        log.error("warm_failed", call=identity, tries=tries, error=reason)
-        return None
-    log.warning("warm_retried", call=identity, tries=tries, error=reason)
-    return Retry(defer=min(2.0 ** (tries - 1), _LONGEST_DELAY))
-
-
-async def _after_job(ctx: dict[Any, Any]) -> None:
-    """Hand off again what was handed off in vain while the job was still in the queue; now it no longer is."""
-    target: _Target | None = ctx.get(_LEFT_FRESH)
-    if target is not None and await target.was_overtaken():
-        await ctx["queue"].hand_off([target.warm])
+def _is_away(error: BaseException) -> bool:
+    """Say whether Redis was in the way, and not the load's own database."""
+    return isinstance(error, UnavailableError) and is_outage(error)
 
 
 class WarmWorker:
     """arq's worker, for warm jobs and schedules, without its own signal handling.
 
+    `pool` is `jobs.jobs_pool`'s, `cache` gives the one in which reads are noted for `Warm.hot`. While `idle` says no,
+    because there are events to apply, no warm is started. `outage` hears when the jobs' server goes away and is back.
     Raises ConfigurationError for a schedule that arq refuses.
     """
 
-    def __init__(self, pool: ArqRedis, queue: str, schedules: Sequence[Schedule], settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        pool: ArqRedis,
+        queue: str,
+        schedules: Sequence[Schedule],
+        settings: WorkerSettings,
+        *,
+        outage: Outage | None = None,
+        idle: Callable[[], bool] = lambda: True,
+        cache: Callable[[], Cache] = get_cache,
+    ) -> None:
+        warming = Warming(pool, queue, settings, cache)
         self._drain_timeout = settings.drain_timeout
         self._worker = JobWorker(
-            [func(warm, name=JOB_NAME)],
-            queue_name=queue,
-            cron_jobs=[_cron(queue, index, schedule, settings) for index, schedule in enumerate(schedules)],
-            redis_pool=pool,
-            handle_signals=False,
-            after_job_end=_after_job,
+            pool,
+            queue,
+            [func(warming.warm, name=JOB_NAME), func(warming.warm_hot, name=HOT_JOB_NAME)],
+            [_cron(warming.queue, queue, index, schedule, settings) for index, schedule in enumerate(schedules)],
+            budget=Budget(settings.warms_per_second, idle),
+            outage=outage or Outage("jobs", lambda _there, _reason: None),
+            after_job_end=warming.after_job,
             max_jobs=settings.max_warms,
             job_timeout=settings.warm_timeout + _ARQ_TIMEOUT_EXTRA,
-            keep_result=0,
-            poll_delay=settings.poll,
             max_tries=settings.warm_tries + 1,
-            health_check_key=f"{queue}:health:{process_name()}:{secrets.token_hex(4)}",
-            ctx={
-                "queue": WarmQueue(pool, queue),
-                "warm_timeout": settings.warm_timeout,
-                "warm_tries": settings.warm_tries,
-            },
-            job_serializer=to_json,
-            job_deserializer=from_json,
-            log_results=False,
+            poll_seconds=settings.poll,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until `stop` is set, then let the running ones finish within the drain timeout.
 
-        Raises what Redis does to the worker.
+        While Redis is away this waits for it. Raises whatever else Redis does to the worker.
         """
         await self._worker.work(stop, self._drain_timeout)
 
 
-def _cron(queue: str, index: int, schedule: Schedule, settings: WorkerSettings) -> CronJob:
+def _cron(queue: WarmQueue, name: str, index: int, schedule: Schedule, settings: WorkerSettings) -> CronJob:
     """Return what hands a schedule's warm off at its times; named after the queue, since arq's keys are not."""
 
-    async def hand_off(ctx: dict[str, Any]) -> None:
-        await ctx["queue"].hand_off([schedule.warm], refresh=True)
+    async def hand_off(_ctx: dict[str, Any]) -> None:
+        if isinstance(schedule.warm, Hot):
+            await queue.hand_off([], [schedule.warm], refresh=True)
+        else:
+            await queue.hand_off([schedule.warm], refresh=True)
 
     try:
         return cron(
-            hand_off,
-            name=f"{queue}:schedule:{index}:{schedule.warm.name}",
+            cast("WorkerCoroutine", hand_off),
+            name=f"{name}:schedule:{index}:{schedule.warm.name}",
             month=schedule.month,
             day=schedule.day,
             weekday=schedule.weekday,

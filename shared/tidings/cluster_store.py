@@ -1,0 +1,325 @@
+"""Carries out every operation of the cache on a Redis Cluster, from a coroutine or from a thread; see `store`.
+
+Each node that is needed gets what one server has there: for an event loop a connection that all share, for threads
+connections that are taken and given back. What is asked of several nodes is asked at the same time.
+
+async or threads: as in `store`. They share what is known of the cluster, and nothing else.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from .batching import Multiplexer, Values
+from .cluster import Answers, Batches, Cluster
+from .cluster_operations import To, program, together
+from .cluster_slots import Address
+from .connections import Connections, Sent
+from .entries import Fill, Look, Open, Put, Release
+from .errors import UnavailableError
+from .link import ClosedError, pack
+from .operations import Batch, Operation, Scan
+from .servers import Servers
+from .settings import Settings
+
+T = TypeVar("T")
+
+
+class ClusterStore:
+    """Operations for one event loop, on a connection to each node, and on a second for big values: see `RedisStore`.
+
+    Each exchange of an operation has `timeout` seconds, and none begins when so many have passed since the first.
+    """
+
+    def __init__(self, cluster: Cluster, timeout: float = 2.0) -> None:
+        self.cluster = cluster
+        #: seconds that one exchange has
+        self.timeout = timeout
+        self._known_scripts: set[tuple[Address, str]] = set()
+        self._servers: dict[Address, Servers[redis.asyncio.Redis]] = {}
+        self._multiplexers: dict[tuple[Address, bool], Multiplexer] = {}
+        self._learning: asyncio.Task[UnavailableError | None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Make a store that connects at its first operation. Raises ConfigurationError for a URL that is none."""
+        return cls(Cluster(settings), settings.operation_timeout)
+
+    async def read(self, keys: tuple[str, ...], *, bulk: bool = False) -> Values:
+        """See AsyncStore. Reads of one event-loop tick are one write to each node."""
+        cluster = self.cluster
+        if cluster.doubtful or not cluster.known:
+            await self._learn()
+        groups: dict[Address, list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(cluster.owner(key), []).append(index)
+        reads = [
+            self._multiplexer(address, bulk=bulk).read(tuple([keys[index] for index in indices]))
+            for address, indices in groups.items()
+        ]
+        answers = await asyncio.gather(*reads)
+        values: list[Any] = [None] * len(keys)
+        for indices, answer in zip(groups.values(), answers, strict=True):
+            for index, value in zip(indices, answer, strict=True):
+                values[index] = value
+        wrong = [index for index, value in enumerate(values) if isinstance(value, Exception)]
+        if wrong:  # moved, most likely
+            again = await self._exchange([To(keys[index], ("MGET", keys[index])) for index in wrong], bulk=bulk)
+            for index, reply in zip(wrong, again, strict=True):
+                if isinstance(reply, Exception):
+                    raise reply
+                values[index] = reply[0]
+        return values
+
+    async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
+        """See AsyncStore."""
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        if _walks(operation):
+            self.cluster.doubt(now=True)
+        await self._learn(again=_walks(operation))
+        steps = together([program(operation, self.cluster.around)])
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = steps.send(replies)
+            except StopIteration as done:
+                result: T = done.value[0]
+                return result
+            if asyncio.get_running_loop().time() > deadline:
+                raise self.cluster.too_late(self.timeout)
+            replies = await self._exchange(wanted, bulk=bulk, insist=_insists(operation))
+
+    async def _exchange(self, wanted: Sequence[To], *, bulk: bool, insist: bool = False) -> list[Any]:
+        exchange = self.cluster.exchange(wanted, self._known_scripts, insist=insist)
+        try:
+            batches = next(exchange)
+            while True:
+                batches = exchange.send(await self._send(batches, bulk=bulk))
+        except StopIteration as done:
+            replies: list[Any] = done.value
+            return replies
+
+    async def _send(self, batches: Batches, *, bulk: bool) -> Answers:
+        futures: list[asyncio.Future[list[Any]]] = []
+        try:
+            for address, batch in batches.items():
+                futures.append(self._multiplexer(address, bulk=bulk).exchange(batch))
+        except BaseException:  # what cannot be sent
+            for future in futures:
+                future.cancel()
+            raise
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        return cast("Answers", dict(zip(batches, answers, strict=True)))  # no BaseException: nobody else cancels them
+
+    async def _learn(self, *, again: bool = False) -> None:
+        """See to it that something is known, and ask behind the caller's back where that is doubtful.
+
+        With `again` the caller wants to know now. Raises UnavailableError.
+        """
+        cluster = self.cluster
+        if cluster.known and not (again or cluster.doubtful):
+            return
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.create_task(asyncio.to_thread(cluster.try_to_learn))
+        if again or not cluster.known:
+            try:
+                async with asyncio.timeout(self.timeout):
+                    error = await asyncio.shield(self._learning)
+            except TimeoutError as late:
+                raise cluster.unavailable(f"no node says in {self.timeout:g} s who serves what", late) from late
+            if error is not None:
+                raise error
+
+    async def client_for(self, key: str) -> redis.asyncio.Redis:
+        """See `RedisStore.client_for`."""
+        return self._clients(await self._locate(key)).client
+
+    async def blocking_for(self, key: str) -> redis.asyncio.Redis:
+        """See `RedisStore.blocking_for`."""
+        return self._clients(await self._locate(key)).blocking
+
+    async def _locate(self, key: str) -> Address:
+        """See `Cluster.locate`."""
+        self.cluster.doubt()
+        if self.cluster.doubtful:
+            await self._learn(again=True)
+        return self.cluster.owner(key)
+
+    def _clients(self, address: Address) -> Servers[redis.asyncio.Redis]:
+        found = self._servers.get(address)
+        if found is None:
+            found = self._servers[address] = self.cluster.nodes.async_servers(*address)
+        return found
+
+    def _multiplexer(self, address: Address, *, bulk: bool) -> Multiplexer:
+        found = self._multiplexers.get((address, bulk))
+        if found is not None:
+            return found
+        if self._closed:
+            raise self.cluster.unavailable("the connection was closed", ClosedError())
+        pool = self._clients(address).client.connection_pool
+        made = self._multiplexers[address, bulk] = Multiplexer(
+            lambda: pool.connection_class(**pool.connection_kwargs),
+            self.timeout,
+            lambda failure: self.cluster.failed(address, failure),
+            apart=True,
+        )
+        return made
+
+    async def aclose(self) -> None:
+        """Close the connections; every operation fails afterwards."""
+        self._closed = True
+        for multiplexer in list(self._multiplexers.values()):
+            await multiplexer.aclose()
+        for task in (self._keeper, self._learning):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        await self._close_clients()
+
+    def close_with_loop(self) -> None:
+        """See `RedisStore.close_with_loop`."""
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._stay())
+
+    async def _stay(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            await self._close_clients()
+            raise
+
+    async def _close_clients(self) -> None:
+        for servers in list(self._servers.values()):
+            await servers.client.aclose()
+            await servers.blocking.aclose()
+
+
+class SyncClusterStore:
+    """The same for threads; safe to share between them, and after a fork."""
+
+    def __init__(self, cluster: Cluster, timeout: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.cluster = cluster
+        self.timeout = timeout
+        self._clock = clock
+        self._known_scripts: set[tuple[Address, str]] = set()
+        self._servers: dict[Address, _Node] = {}
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """See `ClusterStore.connect`."""
+        return cls(Cluster(settings), settings.operation_timeout)
+
+    def read(self, keys: tuple[str, ...]) -> Values:
+        """See SyncStore."""
+        self._learn()
+        replies = self._exchange([To(key, ("MGET", key)) for key in keys])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return [value for (value,) in replies]
+
+    def run(self, operation: Operation[T]) -> T:
+        """See SyncStore."""
+        deadline = self._clock() + self.timeout
+        self._learn(again=_walks(operation))
+        steps = together([program(operation, self.cluster.around)])
+        replies: list[Any] | None = None
+        while True:
+            try:
+                wanted = steps.send(replies)
+            except StopIteration as done:
+                result: T = done.value[0]
+                return result
+            if self._clock() > deadline:
+                raise self.cluster.too_late(self.timeout)
+            replies = self._exchange(wanted, insist=_insists(operation))
+
+    def _exchange(self, wanted: Sequence[To], *, insist: bool = False) -> list[Any]:
+        exchange = self.cluster.exchange(wanted, self._known_scripts, insist=insist)
+        try:
+            batches = next(exchange)
+            while True:
+                batches = exchange.send(self._send(batches))
+        except StopIteration as done:
+            replies: list[Any] = done.value
+            return replies
+
+    def _send(self, batches: Batches) -> Answers:
+        """Send to all, then receive from all."""
+        packed = {address: b"".join(map(pack, batch)) for address, batch in batches.items()}
+        sent: dict[Address, Sent] = {}
+        answers: dict[Address, Sequence[Any] | Exception] = {}
+        for address, data in packed.items():
+            try:
+                sent[address] = self._node(address).connections.send(data)
+            except (RedisError, OSError) as error:
+                answers[address] = self.cluster.failed(address, error)
+        try:
+            for address in list(sent):
+                try:
+                    answers[address] = self._node(address).connections.receive(sent.pop(address), len(batches[address]))
+                except (RedisError, OSError) as error:
+                    answers[address] = self.cluster.failed(address, error)
+        finally:
+            for idle, _ in sent.values():  # interrupted: nobody reads what they will answer
+                idle.connection.disconnect()
+        return answers
+
+    def _learn(self, *, again: bool = False) -> None:
+        cluster = self.cluster
+        if again:
+            cluster.doubt(now=True)
+        if again or not cluster.known:
+            cluster.learn()
+        elif cluster.doubtful:
+            cluster.try_to_learn()
+
+    def client_for(self, key: str) -> redis.Redis:
+        """See `RedisStore.client_for`."""
+        return self._node(self.cluster.locate(key)).servers.client
+
+    def blocking_for(self, key: str) -> redis.Redis:
+        """See `RedisStore.client_for`."""
+        return self._node(self.cluster.locate(key)).servers.blocking
+
+    def _node(self, address: Address) -> "_Node":
+        found = self._servers.get(address)
+        if found is None:
+            servers = self.cluster.nodes.sync_servers(*address)
+            made = _Node(servers, Connections(servers.client.connection_pool))
+            found = self._servers.setdefault(address, made)  # another thread may have been faster
+        return found
+
+    def close(self) -> None:
+        """Close the connections; a later command connects anew."""
+        for node in list(self._servers.values()):
+            node.connections.close()
+            node.servers.client.close()
+            node.servers.blocking.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    servers: Servers[redis.Redis]
+    connections: Connections
+
+
+def _insists(operation: Operation[Any]) -> bool:
+    """Say whether an operation is tried even at a node that is away: what reads does without, others are told."""
+    if isinstance(operation, Batch):
+        return any(map(_insists, operation.operations))
+    return not isinstance(operation, Look | Open | Fill | Release | Put)
+
+
+def _walks(operation: Operation[Any]) -> bool:
+    """Say whether an operation begins a walk over all nodes, for which one must know of all of them."""
+    return isinstance(operation, Scan) and operation.cursor == 0

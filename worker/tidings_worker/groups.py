@@ -1,0 +1,308 @@
+"""A consumer group of one event stream: every command that the worker sends about it.
+
+Raises redis-py's exceptions, and TimeoutError for an answer that does not come in time.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from tidings.keys import EventStream
+from tidings.layout import unique
+from tidings.operations import APPLIED_LENGTH
+from tidings.publisher import entries_of
+
+from .continuity import Position
+from .delivery import Entry
+from .outage import is_group_gone
+
+#: What the name of the consumer that marks a group begins with.
+MARK = "tidings:group:"
+
+#: Entries that one trim removes at most: it holds up the server for as long as it takes.
+_TRIMMED_AT_ONCE = 10_000
+
+#: Makes the group at the beginning of the stream, and gives it a mark unless it has one. What was removed from the
+#: stream before that counts as read: nobody has promised anything about it. Keys: stream. Arguments: group, mark, what
+#: marks begin with.
+_CREATE = """
+local found = redis.pcall('XINFO', 'STREAM', KEYS[1])
+local added, length = 0, 0
+if not found.err then
+  for i = 1, #found, 2 do
+    if found[i] == 'entries-added' then added = found[i + 1] end
+    if found[i] == 'length' then length = found[i + 1] end
+  end
+end
+local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM', 'ENTRIESREAD', added - length)
+if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  for i = 1, #consumer, 2 do
+    if consumer[i] == 'name' and string.sub(consumer[i + 1], 1, #ARGV[3]) == ARGV[3] then return 0 end
+  end
+end
+redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+
+#: Removes what every group has acknowledged, but for the last entries. Keys: stream. Arguments: entries to keep, and
+#: how many to remove at most.
+_TRIM = """
+local function before(a, b)
+  local am, as = string.match(a, '^(%d+)-(%d+)$')
+  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
+  if am ~= bm then return tonumber(am) < tonumber(bm) end
+  return tonumber(as) < tonumber(bs)
+end
+local excess = math.min(redis.call('XLEN', KEYS[1]) - tonumber(ARGV[1]), tonumber(ARGV[2]))
+if excess <= 0 then return 0 end
+local safe
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local facts = {}
+  for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
+  local acked = facts['last-delivered-id']
+  if facts['pending'] > 0 then acked = redis.call('XPENDING', KEYS[1], facts['name'])[2] end
+  if not safe or before(acked, safe) then safe = acked end
+end
+if not safe then return 0 end
+return redis.call('XTRIM', KEYS[1], 'MINID', '~', safe, 'LIMIT', excess)
+"""
+
+#: redis-py drops the cursor of an XAUTOCLAIM with JUSTID, and with it all but the first page. Keys: stream. Arguments:
+#: group, consumer, idle ms, cursor, how many.
+_CLAIM_IDLE = """
+return redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
+"""
+
+#: Removes consumers that have nothing pending and have not been heard of for a while; the check and the removal are
+#: one, since what is delivered in between would go with the consumer. Keys: stream. Arguments: group, idle ms, the one
+#: to look at ('': all), what marks begin with.
+_REMOVE = """
+local removed = {}
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local facts = {}
+  for i = 1, #consumer, 2 do facts[consumer[i]] = consumer[i + 1] end
+  local name = facts['name']
+  local meant = (ARGV[3] == '' or name == ARGV[3]) and string.sub(name, 1, #ARGV[4]) ~= ARGV[4]
+  if meant and facts['pending'] == 0 and facts['idle'] >= tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+    removed[#removed + 1] = name
+  end
+end
+return removed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What XAUTOCLAIM gave: ids that are ours now, and those that it found deleted."""
+
+    cursor: str
+    ids: list[str]
+    deleted: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What one acknowledgement says beside the ack itself."""
+
+    #: dead letters as stream fields
+    dead: Sequence[Mapping[Any, Any]] = ()
+    dead_ids: Sequence[str] = ()
+    #: what to add to the hash of counts
+    amounts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Connections for the group's commands; `blocking` is for reads alone, so that nothing else waits behind them.
+
+    `dead` and `counts` lead to where those keys are; on one server they are `client` itself, and then an ack and what
+    goes with it are one transaction.
+    """
+
+    client: Redis
+    blocking: Redis
+    dead: Redis
+    counts: Redis
+    applied: Redis
+
+    @classmethod
+    def of_one_server(cls, client: Redis, blocking: Redis) -> Self:
+        """Return them for a server that holds everything."""
+        return cls(client, blocking, client, client, client)
+
+
+class Group:
+    """One consumer's view of its group; `timeout` is what one exchange has, in seconds."""
+
+    def __init__(
+        self,
+        clients: Clients,
+        stream: EventStream,
+        group: str,
+        name: str,
+        *,
+        dead: str = "events:dead",
+        counts: str = "events:counts",
+        timeout: float = 2.0,
+    ) -> None:
+        self.stream = stream
+        self.group = group
+        self.name = name
+        self._clients = clients
+        self._dead = dead
+        self._counts = counts
+        self._timeout = timeout
+
+    async def create(self) -> None:
+        """Make the group, and the stream if need be, and mark it; what there is already stays.
+
+        It starts at 0: what came before the first worker counts too.
+        """
+        await self._eval(_CREATE, self.group, f"{MARK}{unique().decode()}", MARK)
+
+    async def read(self, count: int, block_ms: int) -> list[Entry]:
+        """Wait for new entries, up to `block_ms`. Never cancel it: what is delivered to nobody stays pending."""
+        reply = await self._timely(
+            self._clients.blocking.xreadgroup(
+                self.group, self.name, {self.stream.events: ">"}, count=count, block=block_ms
+            ),
+            extra=block_ms / 1000,
+        )
+        return [Entry(stream_id.decode("ascii"), fields) for stream_id, fields in entries_of(reply)]
+
+    async def acknowledge(self, ids: Sequence[str], receipts: Receipts) -> int:
+        """Ack, set dead letters aside and tell their receipts, count; return how many of the ids were pending.
+
+        On one server that is one transaction. On a cluster dead letters are written first: they may come twice, and
+        are never lost.
+        """
+        clients = self._clients
+        pipes = {id(client): client.pipeline(transaction=True) for client in (clients.dead, clients.client)}
+        for letter in receipts.dead:
+            pipes[id(clients.dead)].xadd(self._dead, dict(letter))
+        owner = pipes[id(clients.client)]
+        before = len(owner.command_stack)
+        if ids:
+            owner.xack(self.stream.events, self.group, *ids)
+        after = {id(client): client.pipeline(transaction=True) for client in (clients.applied, clients.counts)}
+        after = {key: pipes.get(key, pipe) for key, pipe in after.items()}
+        if receipts.dead_ids:
+            word: dict[Any, Any] = {"ids": "", "dead": " ".join(receipts.dead_ids)}
+            after[id(clients.applied)].xadd(self.stream.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
+        for name, amount in receipts.amounts.items():
+            after[id(clients.counts)].hincrby(self._counts, name, amount)
+        replies: dict[int, list[Any]] = {}
+        for key, pipe in {**pipes, **after}.items():
+            replies[key] = await self._timely(pipe.execute())
+        return int(replies[id(clients.client)][before]) if ids else 0
+
+    async def claim(self, ids: Sequence[str]) -> list[Entry]:
+        """Take entries over, which counts as a delivery; those that are not in the stream any more are left out."""
+        client = self._clients.client
+        pipe = client.pipeline(transaction=True)
+        pipe.xclaim(self.stream.events, self.group, self.name, 0, list(ids))
+        for stream_id in ids:
+            pipe.xpending_range(self.stream.events, self.group, stream_id, stream_id, 1)
+        claimed, *pending = await self._timely(pipe.execute())
+        counts = {row["message_id"].decode(): row["times_delivered"] for rows in pending for row in rows}
+        found = [(stream_id.decode("ascii"), fields) for stream_id, fields in claimed if fields is not None]
+        return [Entry(stream_id, fields, counts.get(stream_id, 1)) for stream_id, fields in found]
+
+    async def claim_idle(self, idle_ms: int, cursor: str, count: int) -> Claimed:
+        """Take over entries that nobody has touched for `idle_ms`, without counting that as a delivery."""
+        following, ids, *deleted = await self._eval(_CLAIM_IDLE, self.group, self.name, idle_ms, cursor, count)
+        return Claimed(_text(following), [_text(i) for i in ids], [_text(i) for ids in deleted for i in ids])
+
+    async def deliveries(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return how often each has been delivered, of those that are pending for this consumer."""
+        pipe = self._clients.client.pipeline(transaction=False)
+        for stream_id in ids:
+            pipe.xpending_range(self.stream.events, self.group, stream_id, stream_id, 1, self.name)
+        replies = await self._timely(pipe.execute())
+        return {row["message_id"].decode(): row["times_delivered"] for rows in replies for row in rows}
+
+    async def renew(self, ids: Sequence[str]) -> None:
+        """Say that these are still being worked on, so that nobody claims them."""
+        pipe = self._clients.client.pipeline(transaction=False)
+        for first in range(0, len(ids), 500):
+            pipe.xclaim(self.stream.events, self.group, self.name, 0, list(ids[first : first + 500]), justid=True)
+        await self._timely(pipe.execute())
+
+    async def missing(self, ids: Sequence[str]) -> list[str]:
+        """Return those that are neither in the stream nor pending: nobody can apply them any more."""
+        pipe = self._clients.client.pipeline(transaction=True)
+        for stream_id in ids:
+            pipe.xrange(self.stream.events, stream_id, stream_id)
+        replies = await self._timely(pipe.execute())
+        return [stream_id for stream_id, found in zip(ids, replies, strict=True) if not found]
+
+    async def position(self) -> Position:
+        """Look at the stream and the group; a group that is not there, or has no mark, has the mark ''."""
+        key = self.stream.events
+        pipe = self._clients.client.pipeline(transaction=True)
+        pipe.xinfo_stream(key)
+        pipe.xinfo_groups(key)
+        pipe.xinfo_consumers(key, self.group)
+        pipe.xpending(key, self.group)
+        stream, groups, consumers, pending = await self._timely(pipe.execute(raise_on_error=False))
+        for reply in (stream, groups, consumers, pending):
+            if isinstance(reply, Exception) and not _is_absence(reply):
+                raise reply
+        group = {} if isinstance(groups, Exception) else _named(groups, self.group)
+        if isinstance(stream, Exception):
+            stream = {}
+        first = stream.get("first-entry")
+        oldest = None if isinstance(pending, Exception) else pending["min"]
+        return Position(
+            mark="" if isinstance(consumers, Exception) else _mark(consumers),
+            added=stream.get("entries-added", 0),
+            length=stream.get("length", 0),
+            read=group.get("entries-read"),
+            first=_text(first[0]) if first else "0-0",
+            last=_text(stream.get("last-generated-id", b"0-0")),
+            deleted=_text(stream.get("max-deleted-entry-id", b"0-0")),
+            delivered=_text(group.get("last-delivered-id", b"0-0")),
+            oldest_pending=None if oldest is None else _text(oldest),
+        )
+
+    async def trim(self, keep: int) -> int:
+        """Remove what every group has acknowledged, but for about the last `keep` entries; return how many went."""
+        return int(await self._eval(_TRIM, keep, _TRIMMED_AT_ONCE))
+
+    async def remove_idle(self, idle_ms: int) -> list[str]:
+        """Remove consumers that have nothing pending and were not heard of for `idle_ms`; return their names."""
+        return [_text(name) for name in await self._eval(_REMOVE, self.group, idle_ms, "", MARK)]
+
+    async def leave(self) -> None:
+        """Remove this consumer from the group if nothing is pending for it: with it, its pending list would go."""
+        await self._eval(_REMOVE, self.group, 0, self.name, MARK)
+
+    async def _eval(self, script: str, *arguments: str | int) -> Any:
+        reply: Awaitable[Any] = self._clients.client.eval(script, 1, self.stream.events, *map(str, arguments))  # type: ignore[assignment]
+        return await self._timely(reply)
+
+    async def _timely(self, reply: Awaitable[Any], *, extra: float = 0.0) -> Any:
+        async with asyncio.timeout(self._timeout + extra):
+            return await reply
+
+
+def _is_absence(error: Exception) -> bool:
+    return is_group_gone(error) or (isinstance(error, ResponseError) and "no such key" in str(error).lower())
+
+
+def _named(groups: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    return next((group for group in groups if group["name"] == name.encode()), {})
+
+
+def _mark(consumers: Sequence[Mapping[str, Any]]) -> str:
+    names = sorted(_text(consumer["name"]) for consumer in consumers)
+    return next((name for name in names if name.startswith(MARK)), "")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

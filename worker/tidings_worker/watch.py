@@ -1,0 +1,159 @@
+"""Watches for lost events, and when there may be some makes up for it: everything is invalidated, once, and loudly.
+
+What was lost is unknown, so what it made wrong is unknown too. Dropping the cache costs loads; keeping it would cost
+the truth.
+
+Each look is compared with the one before it (`continuity`). The last is also kept in Redis, so that what happens while
+no worker runs is seen by the next one, and so that of several workers that see the same loss one acts, or few.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from pydantic import BaseModel, ValidationError
+from redis.asyncio import Redis
+from tidings import Cache
+from tidings.keys import ALL
+
+from .continuity import Histories, Loss, Position, carried_on, losses
+from .groups import Group
+from .outage import Patience, is_group_gone, pause
+from .telemetry import log
+
+
+class _Kept(BaseModel, frozen=True):
+    """What is kept in Redis of the last looks: one JSON string in a hash, under the stream's name."""
+
+    position: Position
+
+
+#: Gives the replication ids of the servers that answer, and whether all of them did.
+SeeHistories = Callable[[], Awaitable[tuple[frozenset[str], bool]]]
+
+_HISTORIES = "histories"
+
+
+class Ledger:
+    """What the workers of a group have last seen, a hash in Redis. What cannot be read is as if it were not there."""
+
+    def __init__(self, client: Redis, key: str, timeout: float) -> None:
+        self._client = client
+        self._key = key
+        self._timeout = timeout
+
+    async def position(self, stream: str) -> Position | None:
+        """Return what was last seen of a stream."""
+        text = await self._get(stream)
+        try:
+            return None if text is None else _Kept.model_validate_json(text).position
+        except ValidationError:
+            return None
+
+    async def histories(self) -> frozenset[str]:
+        """Return the histories that were last seen."""
+        text = await self._get(_HISTORIES)
+        return frozenset((text or b"").decode(errors="replace").split())
+
+    async def keep(self, stream: str, position: Position) -> None:
+        """Keep what was seen of a stream."""
+        await self._set(stream, _Kept(position=position).model_dump_json())
+
+    async def keep_histories(self, seen: frozenset[str]) -> None:
+        """Keep the histories that were seen."""
+        await self._set(_HISTORIES, " ".join(sorted(seen)))
+
+    async def _get(self, name: str) -> bytes | None:
+        async with asyncio.timeout(self._timeout):
+            found: bytes | None = await self._client.hget(self._key, name)  # type: ignore[misc]
+            return found
+
+    async def _set(self, name: str, text: str) -> None:
+        async with asyncio.timeout(self._timeout):
+            await self._client.hset(self._key, name, text)  # type: ignore[misc]
+
+
+class Watch:
+    """Looks at every group of this worker and at the servers, once a second and whenever something looks wrong."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        groups: Sequence[Group],
+        ledger: Ledger,
+        see_histories: SeeHistories,
+        on_loss: Callable[[Loss], None],
+    ) -> None:
+        self._cache = cache
+        self._groups = groups
+        self._ledger = ledger
+        self._see_histories = see_histories
+        self._on_loss = on_loss
+        self._positions: dict[str, Position] = {}
+        self._histories: Histories | None = None
+        self._lock = asyncio.Lock()
+
+    async def run(self, stop: asyncio.Event, patience: Patience, interval: float) -> None:
+        """Look until the stop."""
+        while not stop.is_set():
+            try:
+                await self.check()
+            except Exception as error:  # noqa: BLE001 what is no outage is raised again
+                await patience.wait(error)
+            else:
+                patience.succeeded()
+                await pause(interval, stop)
+
+    async def check(self) -> None:
+        """Look once, make groups that are not there, and make up for what may be lost. Raises what Redis does."""
+        async with self._lock:
+            await self._check_histories()
+            for group in self._groups:
+                await self._check_group(group)
+
+    async def _check_group(self, group: Group) -> None:
+        stream = group.stream.events
+        before = self._positions.get(stream)
+        now = await group.position()
+        if before is None or losses(before, now):
+            # Another worker may have dealt with it. What it keeps is read first: it must not be younger than our look.
+            kept = await self._ledger.position(stream)
+            now = await group.position()
+            first_ever = before is None and kept is None and not now.mark and now.delivered == "0-0"
+            found = [] if first_ever else losses(kept, now) if kept is not None else losses(before, now)
+            if found:
+                await self.make_up(stream, found)
+            before = kept if before is None else before
+        if not now.mark:
+            await group.create()
+            now = await group.position()
+        now = carried_on(before if before is not None and before.mark == now.mark else None, now)
+        if now != self._positions.get(stream):
+            await self._ledger.keep(stream, now)
+        self._positions[stream] = now
+
+    async def _check_histories(self) -> None:
+        seen, complete = await self._see_histories()
+        if self._histories is None:
+            self._histories = Histories(await self._ledger.histories())
+        before = self._histories
+        if found := before.losses(seen):
+            kept = Histories(await self._ledger.histories())
+            if not kept.known or kept.losses(seen):
+                await self.make_up("", found)
+        now = before.carried_on(seen, complete=complete)
+        if now != before or not before.known:
+            await self._ledger.keep_histories(now.known)
+        self._histories = now
+
+    async def make_up(self, stream: str, found: Sequence[Loss]) -> None:
+        """Invalidate everything, and say why."""
+        reasons = "; ".join(loss.text for loss in found)
+        await self._cache.invalidate_tokens({ALL: f"lost:{','.join(loss.code for loss in found)} {stream}".strip()})
+        log.error("events_lost", stream=stream or "every stream", reason=reasons, done="everything is invalidated")
+        for loss in found:
+            self._on_loss(loss)
+
+
+def looks_lost(error: BaseException) -> bool:
+    """Say whether an error is one that a check finds the cause of."""
+    return is_group_gone(error)

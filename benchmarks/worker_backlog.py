@@ -4,20 +4,28 @@ The base is the least that any consumer of the stream pays: XREADGROUP of as man
 XACK, with the same client. Both work off the same stream, each for a group of its own.
 """
 
+import asyncio
 import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from common import fail, quantile, rounds, server
 from redis.asyncio import Redis
 from tidings import Cache
 from tidings.publisher import entries_of
-from tidings_worker.delivery import RetryPolicy
-from tidings_worker.groups import Clients, Group
+from tidings.store import RedisStore
+from tidings_worker.consumer import Consumer
+from tidings_worker.delivery import Entry, Retries, RetryPolicy
+from tidings_worker.groups import Group
 from tidings_worker.handler import Handler
+from tidings_worker.handler import Outcome as HandlerOutcome
+from tidings_worker.outage import Outage, Patience
+from tidings_worker.servers import histories
 from tidings_worker.warming import WarmQueue
+from tidings_worker.watch import Ledger, Watch
 from worker_load import fill, rules, stream_fields, unacknowledged
 from worker_rows import Outcome, Row, Run
 
@@ -32,10 +40,9 @@ BLOCK_MS = 1000
 
 
 async def backlog(cache: Cache, client: Redis, count: int, seed: int) -> None:
-    """Fill the stream, and make a group for each."""
+    """Fill the stream, and make the group of the bare loop."""
     await fill(client, cache.keys.events, stream_fields(count, seed))
-    for group in (BARE, cache.settings.group):
-        await client.xgroup_create(cache.keys.events, group, id="0")
+    await client.xgroup_create(cache.keys.events, BARE, id="0")
 
 
 async def bare(cache: Cache, client: Redis, count: int) -> float:
@@ -53,22 +60,38 @@ async def bare(cache: Cache, client: Redis, count: int) -> float:
     return count / seconds
 
 
+class _Counting(Handler):
+    """The worker's handler, which stops the worker when so many events are handled."""
+
+    left = 0
+    stop = asyncio.Event()
+
+    async def handle(self, group: Group, entries: Sequence[Entry], *, contiguous: bool = True) -> HandlerOutcome:
+        outcome = await super().handle(group, entries, contiguous=contiguous)
+        self.left -= len(entries)
+        if self.left <= 0:
+            self.stop.set()
+        return outcome
+
+
 async def applied(cache: Cache, client: Redis, count: int) -> float:
-    """Work the stream off as the worker does; return events a second."""
-    stream = cache.keys.stream()
-    async with Redis(**client.get_connection_kwargs()) as blocking:
-        clients = Clients.of_one_server(client, blocking)
-        group = Group(clients, stream, cache.settings.group, CONSUMER, dead=cache.keys.dead, counts=cache.keys.counts)
-        handler = Handler(cache, rules, WarmQueue(client, cache.keys.jobs), RetryPolicy())
-        done = 0
-        started = time.perf_counter()
-        while done < count:
-            entries = await group.read(BATCH, BLOCK_MS)
-            await handler.handle(group, entries)
-            done += len(entries)
-        seconds = time.perf_counter() - started
-    await _check(client, stream.events, cache.settings.group)
-    if int(await client.hget(cache.keys.counts, "applied") or 0) != count:
+    """Work the stream off as the worker does, with its own parts; return events a second."""
+    keys, settings, store = cache.keys, cache.settings, cache.reader().store
+    if not isinstance(store, RedisStore):
+        fail("this is not a Redis")
+    stop, policy = asyncio.Event(), RetryPolicy()
+    handler = _Counting(cache, rules, WarmQueue(client, keys.jobs), policy)
+    handler.left, handler.stop = count, stop
+    group = Group(store, keys.stream(), settings.group, CONSUMER, dead=keys.dead, counts=keys.counts)
+    watch = Watch(cache, [group], Ledger(store, keys.ledger), lambda: histories(store), lambda _: None)
+    await watch.check()
+    consumer = Consumer(group, handler, watch, Retries(), policy, batch=BATCH, block_ms=BLOCK_MS)
+    patience = Patience("consumer", Outage("the server", lambda _there, _why: None), stop)
+    started = time.perf_counter()
+    await consumer.run(stop, patience)
+    seconds = time.perf_counter() - started
+    await _check(client, group.stream.events, settings.group)
+    if int(await client.hget(keys.counts, "applied") or 0) != count:
         fail("not every event was applied")
     return count / seconds
 

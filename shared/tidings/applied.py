@@ -47,7 +47,7 @@ _REMEMBERED = 1000
 #: Entries in one reply: pending ones are small, and a dead letter may be as large as its event.
 _PENDING_PAGE, _DEAD_PAGE = 1000, 100
 
-#: Adds a command to a pipeline, of either client.
+#: Sends a command by a client of either kind, or adds it to a pipeline.
 Question = Callable[[Any], object]
 
 

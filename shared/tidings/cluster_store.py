@@ -142,6 +142,12 @@ class ClusterStore:
         """See `RedisStore.client_for`."""
         return self._clients(await self._locate(key)).client
 
+    async def primaries(self) -> list[redis.asyncio.Redis]:
+        """See `RedisStore.primaries`; those that are away are among them. Raises UnavailableError."""
+        self.cluster.doubt()
+        await self._learn(again=self.cluster.doubtful)
+        return [self._clients(address).client for address in self.cluster.slots.primaries]
+
     async def blocking_for(self, key: str) -> redis.asyncio.Redis:
         """See `RedisStore.blocking_for`."""
         return self._clients(await self._locate(key)).blocking

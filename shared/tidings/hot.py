@@ -1,8 +1,7 @@
 """Which calls are read most: samples of reads, gathered in each process, and what Redis has of them.
 
-About one read in a hundred is noted (`hot_sample`), each with the same chance, whatever was noted before it: which one
-comes next is drawn at random when one is noted, so that a read costs a countdown, and a service that reads in a rhythm
-is not heard at the same beat always. What is noted is gathered here and goes to Redis behind a later read, every few
+About one read in a hundred is noted (`hot_sample`). Which one comes next is drawn at random when one is noted, so that a
+read costs a countdown, and a service that reads in a rhythm is not heard at the same beat always. What is noted is gathered here and goes to Redis behind a later read, every few
 seconds at most: a sorted set of calls for each namespace and window of `WINDOW_SECONDS`. Windows expire, and so does
 the fame of what nobody reads any more.
 
@@ -13,7 +12,6 @@ when they are sent. Only arguments that can still change by then become text at 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import log1p
 from random import random
 from typing import Any
 
@@ -39,7 +37,7 @@ FLUSH_SECONDS = 5.0
 MOST_GATHERED = 500
 LONGEST_CALL = 1000
 #: How many reads are noted between two questions whether it is time to send, at most.
-_DRAWN_AT_ONCE = 16
+_DRAWN_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -70,7 +68,8 @@ class HotCalls:
         self.clock = clock
         self._keys = keys
         self._fraction = fraction
-        self._scale = 1 / log1p(-fraction) if 0 < fraction < 1 else 0.0
+        # From one read that is noted to the next there are from 1 to this many, each number as likely.
+        self._most_between = 2 / fraction - 1 if fraction else 0.0
         self._elapsed = elapsed
         self._chance = chance
         self._said: set[str] = set()
@@ -107,7 +106,7 @@ class HotCalls:
     ) -> bool:
         counts = wanted.counts
         begins, left = counts.sample_at < 0, self._reads_to_next()
-        if begins and left > 1:  # the first read of all is noted with the same chance as any other
+        if begins and left > 1:  # the first read of all is nothing special
             counts.sample_at = counts.local_hits + left - 1
             return False
         counts.sample_at = counts.local_hits + (self._reads_to_next() if begins else left)
@@ -142,10 +141,7 @@ class HotCalls:
             self._refused = False
 
     def _reads_to_next(self) -> int:
-        """Draw from the geometric distribution: each read is noted with the same chance, and `fraction` of all are."""
-        if not self._fraction:
-            return NEVER
-        return min(NEVER, 1 + int(log1p(-self._chance()) * self._scale))
+        return min(NEVER, 1 + int(self._chance() * self._most_between)) if self._fraction else NEVER
 
     def _gather(
         self, function: Described[Any, Any], wanted: Target, args: tuple[Any, ...], kwargs: dict[str, Any]

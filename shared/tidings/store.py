@@ -154,6 +154,10 @@ class RedisStore:
         """
         return self.client
 
+    async def primaries(self) -> list[redis.asyncio.Redis]:
+        """Return a client of each server that takes writes."""
+        return [self.client]
+
     async def blocking_for(self, key: str) -> redis.asyncio.Redis:  # noqa: ARG002
         """Return the client for reads that block up to LONGEST_BLOCK; see `client_for`."""
         return self.blocking

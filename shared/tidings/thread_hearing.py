@@ -9,6 +9,7 @@ import time
 from typing import Any, Protocol, runtime_checkable
 
 import redis
+from redis.exceptions import ResponseError
 
 from .applied import FIRST_ASK, Batch, Board, Waiter
 from .forks import in_child
@@ -139,7 +140,13 @@ class _ThreadDesk:
 
     def _exchange(self, batch: Batch, *, blocking: bool = False) -> list[Any]:
         find = self._store.blocking_for if blocking else self._store.client_for
-        pipe = find(batch.key).pipeline(transaction=False)
+        client = find(batch.key)
+        if len(batch.questions) == 1:  # as in `hearing`
+            try:
+                return [batch.questions[0](client)]
+            except ResponseError as error:
+                return [error]
+        pipe = client.pipeline(transaction=False)
         for question in batch.questions:
             question(pipe)
         return list(pipe.execute(raise_on_error=False))

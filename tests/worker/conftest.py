@@ -4,10 +4,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-import redis.asyncio
+from tidings import Settings
+from tidings.store import RedisStore
 from tidings_worker.consumer import Consumer
 from tidings_worker.delivery import Retries, RetryPolicy
-from tidings_worker.groups import MARK, Clients, Group
+from tidings_worker.groups import MARK, Group
 from tidings_worker.handler import Handler
 from tidings_worker.outage import Outage, Patience
 from tidings_worker.reclaimer import Reclaimer, Upkeep
@@ -46,20 +47,20 @@ class Parts:
 @pytest.fixture
 async def new_parts(url, cache):
     """Make the parts of a worker of its own name; what it reads is read, and handled, when the test says so."""
-    connections, everything = [], []
+    stores, everything = [], []
 
     async def make(rules, *, warmer=None, policy=None, upkeep=None, address=url, clock=None, batch=500, checked=True):
-        connection = redis.asyncio.Redis.from_url(address)
-        connections.append(connection)
-        name = f"worker:{len(connections)}"
-        group = Group(Clients.of_one_server(connection, connection), cache.keys.stream(), "tidings", name)
+        store = RedisStore.connect(Settings(url=address))
+        stores.append(store)
+        name = f"worker:{len(stores)}"
+        group = Group(store, cache.keys.stream(), "tidings", name)
         policy = policy or RetryPolicy(first_delay=0.001)
         losses, histories = [], {"first"}
 
         async def see():
             return frozenset(histories), True
 
-        watch = Watch(cache, [group], Ledger(connection, cache.keys.ledger, 2), see, losses.append)
+        watch = Watch(cache, [group], Ledger(store, cache.keys.ledger), see, losses.append)
         if checked:
             await watch.check()
         handler = Handler(cache, rules, warmer or NoWarms(), policy)
@@ -74,8 +75,8 @@ async def new_parts(url, cache):
     yield make
     for parts in everything:
         parts.stop.set()
-    for connection in connections:
-        await connection.aclose()
+    for store in stores:
+        await store.aclose()
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import re
 import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
-from tidings import Event, cached
+from tidings import Event, Settings, cached
+from tidings.store import RedisStore
 from tidings_worker import Rules
 from tidings_worker.consumer import Consumer
 from tidings_worker.delivery import Retries, RetryPolicy
-from tidings_worker.groups import MARK, Clients, Group
+from tidings_worker.groups import MARK, Group
 from tidings_worker.handler import Handler, Outcome
 from tidings_worker.outage import Outage, Patience
 from tidings_worker.warming import WarmQueue
@@ -32,20 +33,19 @@ RULES.map(Changed, tags=["user:{user_id}"], warm=[get_user])
 
 @pytest.fixture
 async def new_consumer(url, cache):
-    connections = []
+    stores = []
 
     async def make(handler, batch=500, block_ms=20, address=url):
-        connection = redis.asyncio.Redis.from_url(address)
-        connections.append(connection)
-        clients = Clients.of_one_server(connection, connection)
-        group = Group(clients, cache.keys.stream(), "tidings", f"consumer:{len(connections)}")
-        watch = Watch(cache, [group], Ledger(connection, "events:seen", 2), no_histories, lambda _: None)
+        store = RedisStore.connect(Settings(url=address))
+        stores.append(store)
+        group = Group(store, cache.keys.stream(), "tidings", f"consumer:{len(stores)}")
+        watch = Watch(cache, [group], Ledger(store, "events:seen"), no_histories, lambda _: None)
         await watch.check()
         return Consumer(group, handler, watch, Retries(), RetryPolicy(), batch=batch, block_ms=block_ms)
 
     yield make
-    for connection in connections:
-        await connection.aclose()
+    for store in stores:
+        await store.aclose()
 
 
 async def no_histories():

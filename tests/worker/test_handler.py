@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tidings import Cache, Event, cached
 from tidings.errors import DeadLetteredError, InvalidationError
@@ -11,7 +10,7 @@ from tidings.publisher import covers
 from tidings_worker import Invalidate, Rules, Warm
 from tidings_worker.batches import digest
 from tidings_worker.delivery import Entry, RetryPolicy, ranges
-from tidings_worker.groups import Clients, Group
+from tidings_worker.groups import Group
 from tidings_worker.handler import Handler, dead_letter
 
 
@@ -47,16 +46,14 @@ def deliver(client):
 
 
 @pytest.fixture
-async def handle(url, cache, deliver):
+async def handle(cache, deliver):
     """Handle what is in the stream."""
-    async with redis.asyncio.Redis.from_url(url) as connection:
+    group = Group(cache.reader().store, cache.keys.stream(), "tidings", "me")
 
-        async def handle(to=cache, rules=RULES, warmer=None):
-            return await Handler(to, rules, warmer or Warmer(), RetryPolicy()).handle(group, deliver())
+    async def handle(to=cache, rules=RULES, warmer=None):
+        return await Handler(to, rules, warmer or Warmer(), RetryPolicy()).handle(group, deliver())
 
-        group = Group(Clients.of_one_server(connection, connection), cache.keys.stream(), "tidings", "me")
-
-        yield handle
+    return handle
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ class Warmer:
         self.warms = []
         self.seen = []
 
-    async def hand_off(self, warms, hot, *, carriers):
+    async def hand_off(self, warms, _hot, *, carriers):
         self.seen.append(self.look())
         self.warms.extend(warms)
 
@@ -231,7 +228,13 @@ async def test_what_cannot_be_understood_is_set_aside_with_its_reason_and_the_re
         for name, value in fields.items()
     }
     why = letter.pop(b"reason").decode()
-    assert letter == {b"stream": b"events", b"stream_id": stream_id, b"group": b"tidings", b"deliveries": b"1", **original}
+    assert letter == {
+        b"stream": b"events",
+        b"stream_id": stream_id,
+        b"group": b"tidings",
+        b"deliveries": b"1",
+        **original,
+    }
     assert reason in why
     assert len(why) < 2000, f"a reason of {len(why)} characters"
     assert client.exists("token:tag:user:7")

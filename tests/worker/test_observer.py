@@ -7,6 +7,7 @@ import pytest
 import redis
 import redis.asyncio
 from redis.exceptions import ResponseError
+from tidings.store import RedisStore
 from tidings_worker.health import Health
 from tidings_worker.metrics import Metrics
 from tidings_worker.observer import SERVERS, Observer, Watched, stream_state
@@ -33,7 +34,7 @@ def metrics():
 @pytest.fixture
 def make(aclient, metrics, health):
     def observer(client=aclient, jobs_client=aclient):
-        watched = Watched(GROUP, {STREAM: client}, DEAD, client, JOBS, jobs_client)
+        watched = Watched(GROUP, [STREAM], DEAD, RedisStore(client, client, "the test's"), JOBS, jobs_client)
         return Observer(watched, metrics, health, timeout=1.0)
 
     return observer

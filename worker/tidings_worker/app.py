@@ -15,9 +15,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 from tidings import Cache
+from tidings.cluster_store import ClusterStore
 from tidings.errors import ConfigurationError, TidingsError
 from tidings.keys import EventStream
 from tidings.settings import redact
+from tidings.store import RedisStore
 from tidings.telemetry import process_name
 
 from .consumer import Consumer
@@ -27,18 +29,18 @@ from .handler import Handler
 from .health import Health, keep_beating, pages, serving
 from .jobs import jobs_pool, jobs_url
 from .metrics import Metrics
-from .observer import SERVERS, Observer
+from .observer import SERVERS, Observer, Watched
 from .outage import Outage, Patience, is_group_gone, is_outage
 from .queueing import WarmQueue
 from .reclaimer import Reclaimer, Upkeep
 from .rules import Rules
-from .servers import WorkerServers
+from .servers import check_settings, histories
 from .settings import WorkerSettings
 from .stopping import Stop
 from .telemetry import log
 from .threads import DaemonThreads
 from .warming import WarmWorker
-from .watch import Watch
+from .watch import Ledger, Watch
 
 EXIT_FAILED = 1
 
@@ -54,8 +56,7 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     From the signal the process has `stop_timeout` seconds to end; then it is ended. Threads in which loads wait do not
     hold it up.
     """
-    if cache.settings.url is None or cache.telemetry.server.startswith("memory:"):
-        raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
+    _store_of(cache)
     stop = Stop(settings)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads())
@@ -95,7 +96,7 @@ class _Process:
         """Run until the stop, or until a part dies; return the exit code."""
         cache, settings, asked = self._cache, self._settings, self._stop.asked
         self._beat(stack)
-        servers = await stack.enter_async_context(WorkerServers(cache))
+        store = _store_of(cache)
         pool = jobs_pool(cache.settings)
         stack.push_async_callback(pool.aclose)
 
@@ -103,11 +104,12 @@ class _Process:
             await cache.aclose(drain_timeout=self._stop.drain_left())
 
         stack.push_async_callback(close_cache)
-        groups = [self._group(servers, stream) for stream in cache.keys.streams(cache.settings.partitions)]
-        watch = Watch(cache, groups, servers.ledger(), servers.histories, lambda loss: self._metrics.lost(loss.code))
+        groups = [self._group(store, stream) for stream in cache.keys.streams(cache.settings.partitions)]
+        ledger = Ledger(store, cache.keys.ledger)
+        watch = Watch(cache, groups, ledger, lambda: histories(store), lambda loss: self._metrics.lost(loss.code))
         if not await self._first_look(watch):
             return 0
-        await servers.check_settings(pool, redact(jobs_url(cache.settings)))
+        await check_settings(store, cache.telemetry.server, pool, redact(jobs_url(cache.settings)))
         warms = WarmWorker(
             pool,
             cache.keys.jobs,
@@ -129,8 +131,9 @@ class _Process:
         handler = Handler(cache, self._rules, WarmQueue(pool, cache.keys.jobs), policy, self._metrics)
         for group in groups:
             self._consume(group, handler, watch, policy)
-        watched = servers.watched(cache.settings.group, pool)
-        observer = Observer(watched, self._metrics, self._health, timeout=servers.timeout)
+        keys, streams = cache.keys, [group.stream.events for group in groups]
+        watched = Watched(cache.settings.group, streams, keys.dead, store, keys.jobs, pool)
+        observer = Observer(watched, self._metrics, self._health, timeout=store.timeout)
         self._start("watch", watch.run(asked, self._patience("watch"), settings.check_interval))
         self._start("observer", observer.run(asked, _LOOK_SECONDS))
         self._start("warm jobs", warms.run(asked))
@@ -165,16 +168,15 @@ class _Process:
     def _new_outage(self, part: str, url: str) -> Outage:
         return Outage(url, lambda there, reason: self._health.part(part, ok=there, reason=reason))
 
-    def _group(self, servers: WorkerServers, stream: EventStream) -> Group:
+    def _group(self, store: RedisStore | ClusterStore, stream: EventStream) -> Group:
         keys, settings = self._cache.keys, self._cache.settings
         return Group(
-            servers.clients_of(stream),
+            store,
             stream,
             settings.group,
             self._name,
             dead=keys.dead,
             counts=keys.counts,
-            timeout=servers.timeout,
         )
 
     def _consume(self, group: Group, handler: Handler, watch: Watch, policy: RetryPolicy) -> None:
@@ -226,3 +228,11 @@ class _Process:
             except Exception as error:
                 if not (is_outage(error) or is_group_gone(error)):  # else it goes when it has idled long enough
                     raise
+
+
+def _store_of(cache: Cache) -> RedisStore | ClusterStore:
+    """Return the store of this event loop, whose clients the worker's own commands go through."""
+    store = cache.reader().store
+    if not isinstance(store, RedisStore | ClusterStore):
+        raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
+    return store

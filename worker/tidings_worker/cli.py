@@ -258,7 +258,10 @@ def _print_stats(server: str, stats: Stats) -> None:
     table.add_row("events in the stream", str(stats.events))
     for group in stats.groups:
         lag = "?" if group.lag is None else str(group.lag)
-        table.add_row(f"  group {group.name} of {group.stream}", f"{lag} to read, {group.pending} pending, {group.consumers} consumers")
+        table.add_row(
+            f"  group {group.name} of {group.stream}",
+            f"{lag} to read, {group.pending} pending, {group.consumers} consumers",
+        )
     table.add_row("dead letters", str(stats.dead_letters))
     table.add_row("invalidations in the log", str(stats.invalidations_logged))
     table.add_row("warms queued", str(stats.warms_queued))

@@ -65,24 +65,30 @@ class Consumer:
             if entries:
                 await self.apply(entries, stop, patience)
 
-    async def apply(
-        self, entries: list[Entry], stop: asyncio.Event, patience: Patience, *, contiguous: bool = True
-    ) -> None:
-        """Handle a batch, again after an outage; what is left over a stop stays pending for the next worker."""
-        own = [entry.stream_id for entry in entries]
-        self.in_hand, self.in_hand_since = own, self._clock()
-        outcome: Outcome | None = None
+    async def apply(self, entries: list[Entry], stop: asyncio.Event, patience: Patience) -> None:
+        """Handle a batch that one read gave, which is in hand meanwhile; see `deliver`."""
+        self.in_hand, self.in_hand_since = [entry.stream_id for entry in entries], self._clock()
         try:
-            while outcome is None:
-                try:
-                    outcome = await self._handler.handle(self.group, entries, contiguous=contiguous)
-                except Exception as error:  # noqa: BLE001 as above
-                    if stop.is_set() and is_outage(error):
-                        log.warning("events_left_pending", stream=self.group.stream.events, events=len(own))
-                        return
-                    await self._recover(error, patience)
+            await self.deliver(entries, stop, patience)
         finally:
             self.in_hand = []
+
+    async def deliver(
+        self, entries: list[Entry], stop: asyncio.Event, patience: Patience, *, contiguous: bool = True
+    ) -> None:
+        """Handle entries, again after an outage; what is left over a stop stays pending for the next worker.
+
+        They are kept rather than claimed again: that would count as a delivery, and an outage says nothing about them.
+        """
+        outcome: Outcome | None = None
+        while outcome is None:
+            try:
+                outcome = await self._handler.handle(self.group, entries, contiguous=contiguous)
+            except Exception as error:  # noqa: BLE001 as above
+                if stop.is_set() and is_outage(error):
+                    log.warning("events_left_pending", stream=self.group.stream.events, events=len(entries))
+                    return
+                await self._recover(error, patience)
         patience.succeeded()
         now = self._clock()
         for entry, _ in outcome.failed:

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
-
 #: So many are kept; when there are more, the tenth that failed longest ago goes.
 MOST = 1000
 _LEFT = MOST * 9 // 10

@@ -6,10 +6,11 @@ Raises redis-py's exceptions, and TimeoutError for an answer that does not come 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from tidings.hearing import Clients
 from tidings.keys import EventStream
 from tidings.layout import unique
 from tidings.operations import APPLIED_LENGTH
@@ -105,39 +106,54 @@ class Claimed:
     deleted: list[str]
 
 
+class Taken(NamedTuple):
+    """What XCLAIM gave: entries that are ours now, and the ids of those that were pending and have no data any more."""
+
+    entries: list[Entry]
+    removed: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Receipts:
     """What one acknowledgement says beside the ack itself."""
 
-    #: dead letters as stream fields
+    #: dead letters as stream fields, and the events that they are of
     dead: Sequence[Mapping[Any, Any]] = ()
     dead_ids: Sequence[str] = ()
     #: what to add to the hash of counts
     amounts: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Clients:
-    """Connections for the group's commands; `blocking` is for reads alone, so that nothing else waits behind them.
+class Exchange:
+    """Commands for keys that may be on several servers: those for one server are one transaction.
 
-    `dead` and `counts` lead to where those keys are; on one server they are `client` itself, and then an ack and what
-    goes with it are one transaction.
+    Servers are asked one after another, in the order in which they were first named.
     """
 
-    client: Redis
-    blocking: Redis
-    dead: Redis
-    counts: Redis
-    applied: Redis
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._pipes: dict[int, Any] = {}
+        #: for each command, in order: its server, and its place there
+        self._places: list[tuple[int, int]] = []
 
-    @classmethod
-    def of_one_server(cls, client: Redis, blocking: Redis) -> Self:
-        """Return them for a server that holds everything."""
-        return cls(client, blocking, client, client, client)
+    async def at(self, key: str) -> Any:
+        """Return the pipeline that takes one command for this key."""
+        client = await self._clients.client_for(key)
+        pipe = self._pipes.setdefault(id(client), client.pipeline(transaction=True))
+        self._places.append((id(client), sum(server == id(client) for server, _ in self._places)))
+        return pipe
+
+    async def execute(self) -> list[Any]:
+        """Send everything; return the replies in the order of the commands."""
+        replies: dict[int, list[Any]] = {}
+        for server, pipe in self._pipes.items():
+            async with asyncio.timeout(self._clients.timeout):
+                replies[server] = await pipe.execute()
+        return [replies[server][place] for server, place in self._places]
 
 
 class Group:
-    """One consumer's view of its group; `timeout` is what one exchange has, in seconds."""
+    """One consumer's view of its group. `clients` are the store's, by key: on a cluster they lead to several nodes."""
 
     def __init__(
         self,
@@ -148,7 +164,6 @@ class Group:
         *,
         dead: str = "events:dead",
         counts: str = "events:counts",
-        timeout: float = 2.0,
     ) -> None:
         self.stream = stream
         self.group = group
@@ -156,7 +171,6 @@ class Group:
         self._clients = clients
         self._dead = dead
         self._counts = counts
-        self._timeout = timeout
 
     async def create(self) -> None:
         """Make the group, and the stream if need be, and mark it; what there is already stays.
@@ -167,10 +181,9 @@ class Group:
 
     async def read(self, count: int, block_ms: int) -> list[Entry]:
         """Wait for new entries, up to `block_ms`. Never cancel it: what is delivered to nobody stays pending."""
+        client = await self._clients.blocking_for(self.stream.events)
         reply = await self._timely(
-            self._clients.blocking.xreadgroup(
-                self.group, self.name, {self.stream.events: ">"}, count=count, block=block_ms
-            ),
+            client.xreadgroup(self.group, self.name, {self.stream.events: ">"}, count=count, block=block_ms),
             extra=block_ms / 1000,
         )
         return [Entry(stream_id.decode("ascii"), fields) for stream_id, fields in entries_of(reply)]
@@ -178,40 +191,45 @@ class Group:
     async def acknowledge(self, ids: Sequence[str], receipts: Receipts) -> int:
         """Ack, set dead letters aside and tell their receipts, count; return how many of the ids were pending.
 
-        On one server that is one transaction. On a cluster dead letters are written first: they may come twice, and
-        are never lost.
+        On one server that is one transaction. On a cluster dead letters are written before the ack: they may come
+        twice, and are never lost.
+
+        An event is set aside by whom it is pending for. This is asked first, because the same is done again when the
+        answer got lost, and by a worker that was frozen while another took its events over.
         """
-        clients = self._clients
-        pipes = {id(client): client.pipeline(transaction=True) for client in (clients.dead, clients.client)}
-        for letter in receipts.dead:
-            pipes[id(clients.dead)].xadd(self._dead, dict(letter))
-        owner = pipes[id(clients.client)]
-        before = len(owner.command_stack)
+        exchange = Exchange(self._clients)
+        ours = await self.deliveries(receipts.dead_ids) if receipts.dead_ids else {}
+        letters = [letter for one, letter in zip(receipts.dead_ids, receipts.dead, strict=True) if one in ours]
+        if len(letters) < len(receipts.dead):
+            done = {one for one in receipts.dead_ids if one not in ours}
+            ids = [one for one in ids if one not in done]
+        for letter in letters:
+            (await exchange.at(self._dead)).xadd(self._dead, dict(letter))
         if ids:
-            owner.xack(self.stream.events, self.group, *ids)
-        after = {id(client): client.pipeline(transaction=True) for client in (clients.applied, clients.counts)}
-        after = {key: pipes.get(key, pipe) for key, pipe in after.items()}
+            (await exchange.at(self.stream.events)).xack(self.stream.events, self.group, *ids)
         if receipts.dead_ids:
             word: dict[Any, Any] = {"ids": "", "dead": " ".join(receipts.dead_ids)}
-            after[id(clients.applied)].xadd(self.stream.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
+            pipe = await exchange.at(self.stream.applied)
+            pipe.xadd(self.stream.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
         for name, amount in receipts.amounts.items():
-            after[id(clients.counts)].hincrby(self._counts, name, amount)
-        replies: dict[int, list[Any]] = {}
-        for key, pipe in {**pipes, **after}.items():
-            replies[key] = await self._timely(pipe.execute())
-        return int(replies[id(clients.client)][before]) if ids else 0
+            (await exchange.at(self._counts)).hincrby(self._counts, name, amount)
+        replies = await exchange.execute()
+        return int(replies[len(letters)]) if ids else 0
 
-    async def claim(self, ids: Sequence[str]) -> list[Entry]:
-        """Take entries over, which counts as a delivery; those that are not in the stream any more are left out."""
-        client = self._clients.client
-        pipe = client.pipeline(transaction=True)
-        pipe.xclaim(self.stream.events, self.group, self.name, 0, list(ids))
+    async def claim(self, ids: Sequence[str], deliveries: int | None = None) -> Taken:
+        """Take entries over, which counts as a delivery; with `deliveries` it does not, and that is their number.
+
+        Those that are acknowledged are left out.
+        """
+        pipe = (await self._client()).pipeline(transaction=True)
         for stream_id in ids:
             pipe.xpending_range(self.stream.events, self.group, stream_id, stream_id, 1)
-        claimed, *pending = await self._timely(pipe.execute())
+        pipe.xclaim(self.stream.events, self.group, self.name, 0, list(ids), retrycount=deliveries)
+        *pending, claimed = await self._timely(pipe.execute())
         counts = {row["message_id"].decode(): row["times_delivered"] for rows in pending for row in rows}
-        found = [(stream_id.decode("ascii"), fields) for stream_id, fields in claimed if fields is not None]
-        return [Entry(stream_id, fields, counts.get(stream_id, 1)) for stream_id, fields in found]
+        found = {stream_id.decode("ascii"): fields for stream_id, fields in claimed if fields is not None}
+        entries = [Entry(one, fields, deliveries or counts[one] + 1) for one, fields in found.items()]
+        return Taken(entries, [one for one in counts if one not in found])
 
     async def claim_idle(self, idle_ms: int, cursor: str, count: int) -> Claimed:
         """Take over entries that nobody has touched for `idle_ms`, without counting that as a delivery."""
@@ -220,7 +238,7 @@ class Group:
 
     async def deliveries(self, ids: Sequence[str]) -> dict[str, int]:
         """Return how often each has been delivered, of those that are pending for this consumer."""
-        pipe = self._clients.client.pipeline(transaction=False)
+        pipe = (await self._client()).pipeline(transaction=False)
         for stream_id in ids:
             pipe.xpending_range(self.stream.events, self.group, stream_id, stream_id, 1, self.name)
         replies = await self._timely(pipe.execute())
@@ -228,23 +246,15 @@ class Group:
 
     async def renew(self, ids: Sequence[str]) -> None:
         """Say that these are still being worked on, so that nobody claims them."""
-        pipe = self._clients.client.pipeline(transaction=False)
+        pipe = (await self._client()).pipeline(transaction=False)
         for first in range(0, len(ids), 500):
             pipe.xclaim(self.stream.events, self.group, self.name, 0, list(ids[first : first + 500]), justid=True)
         await self._timely(pipe.execute())
 
-    async def missing(self, ids: Sequence[str]) -> list[str]:
-        """Return those that are neither in the stream nor pending: nobody can apply them any more."""
-        pipe = self._clients.client.pipeline(transaction=True)
-        for stream_id in ids:
-            pipe.xrange(self.stream.events, stream_id, stream_id)
-        replies = await self._timely(pipe.execute())
-        return [stream_id for stream_id, found in zip(ids, replies, strict=True) if not found]
-
     async def position(self) -> Position:
         """Look at the stream and the group; a group that is not there, or has no mark, has the mark ''."""
         key = self.stream.events
-        pipe = self._clients.client.pipeline(transaction=True)
+        pipe = (await self._client()).pipeline(transaction=True)
         pipe.xinfo_stream(key)
         pipe.xinfo_groups(key)
         pipe.xinfo_consumers(key, self.group)
@@ -283,11 +293,15 @@ class Group:
         await self._eval(_REMOVE, self.group, 0, self.name, MARK)
 
     async def _eval(self, script: str, *arguments: str | int) -> Any:
-        reply: Awaitable[Any] = self._clients.client.eval(script, 1, self.stream.events, *map(str, arguments))  # type: ignore[assignment]
+        client = await self._client()
+        reply: Awaitable[Any] = client.eval(script, 1, self.stream.events, *map(str, arguments))  # type: ignore[assignment]
         return await self._timely(reply)
 
+    async def _client(self) -> Redis:
+        return await self._clients.client_for(self.stream.events)
+
     async def _timely(self, reply: Awaitable[Any], *, extra: float = 0.0) -> Any:
-        async with asyncio.timeout(self._timeout + extra):
+        async with asyncio.timeout(self._clients.timeout + extra):
             return await reply
 
 

@@ -52,7 +52,7 @@ class JobsClient(ArqRedis):
         super().__init__(pool, job_serializer=to_json, job_deserializer=from_json, default_queue_name=queue)
         self._sentinels = sentinels
 
-    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 redis-py's signature
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close everything that was made for this client, unless told to leave the connections."""
         await super().aclose(close_connection_pool is not False)
         for sentinel in self._sentinels:

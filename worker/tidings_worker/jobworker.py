@@ -1,6 +1,6 @@
 """arq's worker, which ends when it is asked to, outlives outages, and is ended by nothing that it finds in its queue.
 
-Whoever runs a job has marked it, in arq's own word ``arq:in-progress:{job}``: with the worker's name, for a few seconds,
+Whoever runs a job has marked it, in arq's own word ``arq:in-progress:{job}``: with the worker's name, for some seconds,
 again and again while it runs. What arq writes there says not whose job it is, and lasts for as long as a job may take
 and ten seconds more. With it this happens:
 

@@ -1,11 +1,12 @@
 """The periodic look at the servers: what gauges show, and whether the servers answer."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from redis.asyncio import Redis
+from tidings.hearing import Clients
 
 from .health import Health
 from .metrics import Look, Metrics, StreamState
@@ -39,14 +40,14 @@ return state
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What is looked at, each with the client of its server."""
+    """What is looked at, and through which clients."""
 
     group: str
-    #: by name
-    streams: Mapping[str, Redis]
+    streams: Sequence[str]
     #: the dead-letter stream
     dead: str
-    dead_client: Redis
+    #: of the servers of the streams
+    clients: Clients
     #: the queue of warms
     jobs: str
     jobs_client: Redis
@@ -80,10 +81,9 @@ class Observer:
 
     async def _streams(self) -> tuple[dict[str, StreamState], int]:
         watched = self._watched
-        streams = {
-            stream: await stream_state(client, stream, watched.group) for stream, client in watched.streams.items()
-        }
-        return streams, await watched.dead_client.xlen(watched.dead)
+        client_for = watched.clients.client_for
+        states = {s: await stream_state(await client_for(s), s, watched.group) for s in watched.streams}
+        return states, await (await client_for(watched.dead)).xlen(watched.dead)
 
     async def _ask(self, server: Literal["events", "jobs"], question: Awaitable[T]) -> T | None:
         """Put a question to a server, and note whether it answers; None: it does not."""

@@ -140,8 +140,8 @@ class Plan:
 def merge(plans: Iterable[Plan]) -> Plan:
     """Return one plan that does what all of them ask for: 500 events may need three tokens and one warm.
 
-    The first event to ask for a token is its cause; of two warms of one entry the last counts, and of two that are after
-    what is read most in a namespace the one that wants more.
+    The first event to ask for a token is its cause; of two warms of one entry the last counts, and of two for what is
+    read most in a namespace the one that wants more.
     """
     causes: dict[str, str] = {}
     warms: dict[str, Warm] = {}

@@ -74,7 +74,7 @@ class Reclaimer:
         """Work until the stop. Raises what is no outage."""
         while not stop.is_set():
             try:
-                more = await self._turn(stop)
+                more = await self._turn(stop, patience)
             except Exception as error:  # noqa: BLE001 what is no outage is raised again
                 if looks_lost(error):
                     await self._lost_group(patience)
@@ -107,26 +107,26 @@ class Reclaimer:
         except Exception as error:  # noqa: BLE001 as above
             await patience.wait(error)
 
-    async def _turn(self, stop: asyncio.Event) -> bool:
+    async def _turn(self, stop: asyncio.Event, patience: Patience) -> bool:
         """Do what is due once; say whether there is more of it."""
         due = self._consumer.retries.take(self._clock(), _CLAIMED_AT_ONCE)
         try:
             while due and not stop.is_set():
-                await self._deliver(list(due))
+                await self._deliver(list(due), stop, patience)
                 due = {}
         finally:
             for stream_id, deliveries in due.items():  # an outage: they are still due
                 self._consumer.retries.add(stream_id, deliveries, self._clock())
-        more = await self._claim_from_the_dead(stop)
+        more = await self._claim_from_the_dead(stop, patience)
         if self._clock() - self._kept >= self._upkeep.trim_interval:
             await self._keep_short()
             self._kept = self._clock()
         return more
 
-    async def _claim_from_the_dead(self, stop: asyncio.Event) -> bool:
+    async def _claim_from_the_dead(self, stop: asyncio.Event, patience: Patience) -> bool:
         claimed = await self._group.claim_idle(round(self._upkeep.claim_idle * 1000), self._cursor, _CLAIMED_AT_ONCE)
         if claimed.deleted:
-            await self._watch.make_up(self._group.stream.events, [_removed(claimed.deleted)])
+            await self._watch.make_up_for(self._group.stream.events, [_removed(claimed.deleted)])
         self._cursor = claimed.cursor
         busy = {*self._consumer.in_hand, *self._consumer.retries.ids}
         counts = await self._group.deliveries([i for i in claimed.ids if i not in busy]) if claimed.ids else {}
@@ -136,41 +136,38 @@ class Reclaimer:
         try:
             innocent = [stream_id for stream_id, count in counts.items() if count < 2]  # noqa: PLR2004 see above
             if innocent:
-                await self._deliver(innocent)
+                await self._deliver(innocent, stop, patience)
             for stream_id, count in sorted(counts.items(), key=lambda item: item[1]):
                 if count >= 2 and not stop.is_set():  # noqa: PLR2004
-                    await self._deliver([stream_id], spent=count >= self._policy.max_deliveries)
+                    if count >= self._policy.max_deliveries:
+                        await self._set_aside(stream_id, count)
+                    else:
+                        await self._deliver([stream_id], stop, patience)
         finally:
             self._in_hand = []
         return self._cursor != "0-0"
 
-    async def _deliver(self, ids: Sequence[str], *, spent: bool = False) -> None:
-        """Claim and handle entries; `spent`: set them aside unseen."""
+    async def _deliver(self, ids: Sequence[str], stop: asyncio.Event, patience: Patience) -> None:
+        """Claim and handle entries."""
         self._in_hand = list(dict.fromkeys([*self._in_hand, *ids]))
         try:
-            entries = await self._group.claim(ids)
-            if gone := {*ids} - {entry.stream_id for entry in entries}:
-                await self._account_for(sorted(gone))
-            if spent and entries:
-                deliveries = entries[0].deliveries - 1
-                await self._handler.set_aside(
-                    self._group, entries, f"delivered {deliveries} times, and nobody who had it said what became of it"
-                )
-            elif entries:
-                await self._handle(entries)
+            if entries := await self._claim(ids):
+                await self._consumer.deliver(entries, stop, patience, contiguous=False)
         finally:
             self._in_hand = [stream_id for stream_id in self._in_hand if stream_id not in ids]
 
-    async def _handle(self, entries: list[Entry]) -> None:
-        outcome = await self._handler.handle(self._group, entries, contiguous=False)
-        now = self._clock()
-        for entry, _ in outcome.failed:
-            self._consumer.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
+    async def _set_aside(self, stream_id: str, deliveries: int) -> None:
+        """Make an entry a dead letter unseen."""
+        reason = f"delivered {deliveries} times, and nobody who had it said what became of it"
+        if entries := await self._claim([stream_id], deliveries):
+            await self._handler.set_aside(self._group, entries, reason)
 
-    async def _account_for(self, ids: Sequence[str]) -> None:
-        """Entries that we claimed and did not get: acknowledged by another worker, unless their data are gone."""
-        if gone := await self._group.missing(ids):
-            await self._watch.make_up(self._group.stream.events, [_removed(gone)])
+    async def _claim(self, ids: Sequence[str], deliveries: int | None = None) -> list[Entry]:
+        """Take entries over; those that we do not get are done by another worker, unless their data are gone."""
+        taken = await self._group.claim(ids, deliveries)
+        if taken.removed:
+            await self._watch.make_up_for(self._group.stream.events, [_removed(taken.removed)])
+        return taken.entries
 
     async def _keep_short(self) -> None:
         await self._group.trim(self._upkeep.keep_events)

@@ -1,7 +1,7 @@
 """Rules: event -> Plan. Pure: what an event makes wrong is decided here, and done elsewhere."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from tidings import Envelope, Event
 from tidings.described import Described
-from tidings.errors import ArgumentError, ConfigurationError, PermanentError
+from tidings.errors import ConfigurationError, PermanentError
 from tidings.events import class_of, shorten, type_of
 from tidings.keys import check_namespace
 from tidings.templates import parse
 
-from .calls import check_importable, check_same, from_json_value
+from .calls import check_same
+from .mapping import value_of, warm_of
 from .plans import Hot, Invalidate, Plan, Warm
 
 Rule = Callable[..., Any]
@@ -95,7 +96,7 @@ class Rules:
         tag_templates = [parse(text, known, f"{where}, tags") for text in tags]
         if not isinstance(warm, Sequence):
             raise ConfigurationError(f"{where}: warm={warm!r}: write warm=[…]")
-        calls = [_warm_of(item, known, where) for item in warm]
+        calls = [warm_of(item, known, where) for item in warm]
         for template in namespace_templates:
             if not template.names:
                 check_namespace(template.text)
@@ -103,17 +104,16 @@ class Rules:
             raise ConfigurationError(f"{where}: maps to nothing; give namespaces=, tags= or warm=")
 
         def mapped(event: Event) -> Iterable[Invalidate | Warm | Hot]:
-            value_of = _value_of(event)
+            values = value_of(event)
             yield Invalidate(
-                namespaces=[template.render(value_of) for template in namespace_templates],
-                tags=[template.render(value_of) for template in tag_templates],
+                namespaces=[template.render(values) for template in namespace_templates],
+                tags=[template.render(values) for template in tag_templates],
             )
             for call in calls:
-                yield call(value_of)
+                yield call(values)
 
-        named = (item.cached_function if isinstance(item, Warm) else item for item in warm)
-        functions = tuple(item for item in named if isinstance(item, Described))
-        self._add(event_type, _Registered(where, event_class, mapped, functions))
+        named = (item.cached_function if isinstance(item, Warm) else item for item in warm if not isinstance(item, Hot))
+        self._add(event_type, _Registered(where, event_class, mapped, tuple(named)))
 
     def schedule(
         self,
@@ -126,7 +126,7 @@ class Rules:
         minute: CronField = None,
         second: CronField = 0,
     ) -> None:
-        """Refresh a call, or what is read most, at the times the cron fields name, in the worker's time zone, once for all workers.
+        """Refresh a call, or what is read most, when the cron fields say, in the worker's time zone, once for all.
 
         Raises ConfigurationError for a field out of its range, which would never come.
         """
@@ -154,9 +154,8 @@ class Rules:
         for registered in (r for rules in self._by_type.values() for r in rules):
             for function in (*registered.warms, *_cached_functions(registered.rule)):
                 check_same(function)
-        for schedule in self.schedules:
-            if isinstance(schedule.warm, Warm):
-                check_same(schedule.warm.cached_function)
+        for warm in (schedule.warm for schedule in self.schedules if isinstance(schedule.warm, Warm)):
+            check_same(warm.cached_function)
 
     @property
     def event_types(self) -> frozenset[str]:
@@ -190,15 +189,17 @@ class Rules:
         self._by_type.setdefault(event_type, []).append(registered)
 
 
-def _items(entry: _Registered, result: Any) -> Iterable[Any]:
+def _items(entry: _Registered, result: Any) -> Iterator[Any]:
     """Return what a rule gave as one thing, many or none."""
     if result is None:
-        return ()
-    if isinstance(result, (Invalidate, Warm, Hot)):  # a union would be made anew for every event
-        return (result,)
-    if not isinstance(result, Iterable):
-        raise _not_given(entry, result)
-    return result
+        result = ()
+    elif isinstance(result, (Invalidate, Warm, Hot)):  # a union would be made anew for every event
+        result = (result,)
+    try:
+        items: Iterator[Any] = iter(result)
+    except TypeError:
+        raise _not_given(entry, result) from None
+    return items
 
 
 def _not_given(entry: _Registered, item: Any) -> ConfigurationError:
@@ -252,50 +253,3 @@ def _place(rule: Rule) -> str:
         plain = type(plain).__call__
     code = plain.__code__
     return f"{plain.__module__}.{plain.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
-
-
-def _value_of(event: Event) -> Callable[[str], Any]:
-    """Look a name up in the event's data and nowhere else: its attributes have names of their own."""
-    fields, extra = type(event).model_fields, event.model_extra or {}
-
-    def value_of(name: str) -> Any:
-        if name in extra:
-            return extra[name]
-        if name in fields:
-            return getattr(event, name)
-        raise KeyError(f"the event has no {name!r}")
-
-    return value_of
-
-
-def _warm_of(
-    item: "Described[Any, Any] | Warm | Hot", known: set[str] | None, where: str
-) -> Callable[[Callable[[str], Any]], Warm | Hot]:
-    if isinstance(item, Warm | Hot):
-        return lambda _: item
-    if not isinstance(item, Described):
-        raise ConfigurationError(f"{where}: warm={item!r} is not a cached function")
-    check_importable(item)
-    parameters = {p.name: p for p in inspect.signature(item.uncached).parameters.values()}
-    empty: dict[Any, Any] = {inspect.Parameter.VAR_POSITIONAL: (), inspect.Parameter.VAR_KEYWORD: {}}
-    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind not in empty}
-    if known is not None and (lacking := required - known):
-        raise ConfigurationError(f"{where}: {item.identity} needs {sorted(lacking)}, which the event does not have")
-
-    def bound(value_of: Callable[[str], Any]) -> Warm:
-        arguments = {name: empty.get(p.kind, p.default) for name, p in parameters.items()}
-        for name, parameter in parameters.items():
-            if parameter.kind in empty:
-                continue
-            try:
-                value = value_of(name)
-            except KeyError as error:
-                if name in required:
-                    raise ArgumentError(f"{where}: {item.identity}: {error}") from None
-                continue
-            # Without a class the data are plain JSON, and the key is made of what the function is really given.
-            arguments[name] = value if known is not None else from_json_value(item, name, value)
-        args, kwargs = item.signature.spread(arguments)
-        return Warm(item, *args, **kwargs)
-
-    return bound

@@ -10,7 +10,8 @@ acked |
 | ``warm_in_vain`` | warning | ``call``, ``reason`` | loaded but not cached: too large, or invalidated each time |
 | ``warm_retried`` | warning | ``call``, ``tries``, ``error`` | a load failed and will be tried again |
 | ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
-| ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed |
+| ``hot_handed_off`` | info | ``namespace``, ``warms`` | what is read most was looked for, and its warms are queued |
+| ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed, with their keys |
 | ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
 | ``stopping`` | info | ``reason`` | no new events are taken |
 | ``stopped`` | info | ``exit_code`` | the last line |

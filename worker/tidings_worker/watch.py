@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import BaseModel, ValidationError
-from redis.asyncio import Redis
 from tidings import Cache
+from tidings.hearing import Clients
 from tidings.keys import ALL
 
 from .continuity import Histories, Loss, Position, carried_on, losses
@@ -36,10 +36,9 @@ _HISTORIES = "histories"
 class Ledger:
     """What the workers of a group have last seen, a hash in Redis. What cannot be read is as if it were not there."""
 
-    def __init__(self, client: Redis, key: str, timeout: float) -> None:
-        self._client = client
+    def __init__(self, clients: Clients, key: str) -> None:
+        self._clients = clients
         self._key = key
-        self._timeout = timeout
 
     async def position(self, stream: str) -> Position | None:
         """Return what was last seen of a stream."""
@@ -63,13 +62,15 @@ class Ledger:
         await self._set(_HISTORIES, " ".join(sorted(seen)))
 
     async def _get(self, name: str) -> bytes | None:
-        async with asyncio.timeout(self._timeout):
-            found: bytes | None = await self._client.hget(self._key, name)  # type: ignore[misc]
+        client = await self._clients.client_for(self._key)
+        async with asyncio.timeout(self._clients.timeout):
+            found: bytes | None = await client.hget(self._key, name)  # type: ignore[misc]
             return found
 
     async def _set(self, name: str, text: str) -> None:
-        async with asyncio.timeout(self._timeout):
-            await self._client.hset(self._key, name, text)  # type: ignore[misc]
+        client = await self._clients.client_for(self._key)
+        async with asyncio.timeout(self._clients.timeout):
+            await client.hset(self._key, name, text)  # type: ignore[misc]
 
 
 class Watch:
@@ -90,6 +91,7 @@ class Watch:
         self._on_loss = on_loss
         self._positions: dict[str, Position] = {}
         self._histories: Histories | None = None
+        self._owed: list[tuple[str, Sequence[Loss]]] = []
         self._lock = asyncio.Lock()
 
     async def run(self, stop: asyncio.Event, patience: Patience, interval: float) -> None:
@@ -106,6 +108,7 @@ class Watch:
     async def check(self) -> None:
         """Look once, make groups that are not there, and make up for what may be lost. Raises what Redis does."""
         async with self._lock:
+            await self._pay()
             await self._check_histories()
             for group in self._groups:
                 await self._check_group(group)
@@ -121,7 +124,7 @@ class Watch:
             first_ever = before is None and kept is None and not now.mark and now.delivered == "0-0"
             found = [] if first_ever else losses(kept, now) if kept is not None else losses(before, now)
             if found:
-                await self.make_up(stream, found)
+                await self._make_up(stream, found)
             before = kept if before is None else before
         if not now.mark:
             await group.create()
@@ -139,13 +142,24 @@ class Watch:
         if found := before.losses(seen):
             kept = Histories(await self._ledger.histories())
             if not kept.known or kept.losses(seen):
-                await self.make_up("", found)
+                await self._make_up("", found)
         now = before.carried_on(seen, complete=complete)
         if now != before or not before.known:
             await self._ledger.keep_histories(now.known)
         self._histories = now
 
-    async def make_up(self, stream: str, found: Sequence[Loss]) -> None:
+    async def make_up_for(self, stream: str, found: Sequence[Loss]) -> None:
+        """Make up for what no later look would find: now, or with the first look that reaches Redis."""
+        self._owed.append((stream, found))
+        async with self._lock:
+            await self._pay()
+
+    async def _pay(self) -> None:
+        while self._owed:
+            await self._make_up(*self._owed[0])
+            del self._owed[0]
+
+    async def _make_up(self, stream: str, found: Sequence[Loss]) -> None:
         """Invalidate everything, and say why."""
         reasons = "; ".join(loss.text for loss in found)
         await self._cache.invalidate_tokens({ALL: f"lost:{','.join(loss.code for loss in found)} {stream}".strip()})

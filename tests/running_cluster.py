@@ -61,7 +61,7 @@ class RunningCluster:
     """Primaries that share the slots in order, and replicas of the first of them; `config` is every node's."""
 
     def __init__(self, primaries: int = 3, replicas: int = 0, **config: str) -> None:
-        settings = {"cluster-enabled": "yes", "cluster-node-timeout": "500"}
+        settings = {"cluster-enabled": "yes", "cluster-node-timeout": "500", "repl-diskless-sync-delay": "0"}
         settings |= {name.replace("_", "-"): value for name, value in config.items()}
         self.nodes: list[Node] = []
         try:
@@ -138,7 +138,8 @@ class RunningCluster:
 
     def flush(self) -> None:
         for node in self.nodes:
-            node.client.flushall()
+            if node.client.role()[0] == b"master":
+                node.client.flushall()
 
     def end(self) -> None:
         for node in self.nodes:

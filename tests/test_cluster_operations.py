@@ -45,7 +45,7 @@ class World:
             return reply
         return self.client.execute_command(head, *rest)
 
-    def run(self, operation, choose=lambda n: 0):
+    def run(self, operation, choose=None):
         """Carry an operation out, a command at each step; the commands of one exchange in any order."""
         steps, replies = program(operation, AROUND), None
         while True:
@@ -55,7 +55,7 @@ class World:
                 return done.value
             replies = [None] * len(wanted)
             while wanted:
-                index, to = wanted.pop(choose(len(wanted)))
+                index, to = wanted.pop(choose(len(wanted)) if choose else 0)
                 yield
                 replies[index] = self.do(to.command)
 
@@ -84,10 +84,6 @@ class World:
         yield from self.run(told, choose)
         self.acknowledged = max(self.acknowledged, row)
 
-    def loss(self, key):
-        yield
-        self.client.unlink(key)
-
     def looker(self, choose):
         yield
         acknowledged = self.acknowledged
@@ -97,6 +93,14 @@ class World:
             assert int(seen.payload) >= acknowledged, "a value from before an acknowledged invalidation is served"
 
 
+def loses(key):
+    def lose(world, _):
+        yield
+        world.client.unlink(key)
+
+    return lose
+
+
 ACTORS = {
     "reader": lambda world, choose: world.reader(choose),
     "looker": lambda world, choose: world.looker(choose),
@@ -104,10 +108,10 @@ ACTORS = {
     "writes static": lambda world, choose: world.writer(choose, ["static"]),
     "writes entry": lambda world, choose: world.writer(choose, ["entry"]),
     "writes both": lambda world, choose: world.writer(choose, ["static", "result"]),
-    "loses result": lambda world, choose: world.loss(RESULT),
-    "loses static": lambda world, choose: world.loss(STATIC),
-    "loses log": lambda world, choose: world.loss("log"),
-    "loses entry": lambda world, choose: world.loss(ENTRY),
+    "loses result": loses(RESULT),
+    "loses static": loses(STATIC),
+    "loses log": loses("log"),
+    "loses entry": loses(ENTRY),
 }
 
 
@@ -150,7 +154,7 @@ def world(module_client):
 @pytest.fixture
 def loaded(world):
     """A reader that has read the row, and not begun to fill."""
-    reader = world.reader(lambda _: 0)
+    reader = world.reader(None)
     for _ in range(1000):
         next(reader)
         if reader.gi_frame.f_locals.get("row") is not None:
@@ -165,25 +169,25 @@ def advance_until(steps, condition):
 
 def test_a_token_that_has_changed_although_nothing_is_logged_yet_refuses_the_fill(world, loaded):
     """The invalidation has touched the token before the fill read it, and is acknowledged after the fill."""
-    writer = world.writer(lambda _: 0, ["result"])
+    writer = world.writer(None, ["result"])
     advance_until(writer, lambda: world.client.exists(RESULT))
     to_the_end(loaded)
     to_the_end(writer)
     assert world.stored == 0
-    to_the_end(world.looker(lambda _: 0))
+    to_the_end(world.looker(None))
 
 
 def test_a_token_that_changes_after_the_fill_has_read_it_makes_the_entry_wrong(world, loaded):
-    writer = world.writer(lambda _: 0, ["result"])
+    writer = world.writer(None, ["result"])
     advance_until(loaded, lambda: world.client.exists(RESULT))
     to_the_end(writer)
     to_the_end(loaded)
-    to_the_end(world.looker(lambda _: 0))
+    to_the_end(world.looker(None))
 
 
 @pytest.mark.parametrize("lost", [RESULT, "log"])
 def test_what_was_lost_after_an_invalidation_during_the_load_does_not_hide_it(world, loaded, lost):
-    to_the_end(world.writer(lambda _: 0, ["result"]))
+    to_the_end(world.writer(None, ["result"]))
     world.client.unlink(lost)
     to_the_end(loaded)
     assert world.stored == 0
@@ -210,10 +214,8 @@ def test_tokens_come_before_the_log_and_the_log_before_the_word_to_receipts():
         {"all": "why"}, (STATIC,), (unique(),), {ENTRY: pack_vacancy()}, "log", 100, 60_000, 60_000, "applied", "1-1"
     )
     steps = program(told, AROUND)
-    rounds = [[to.where for to in next(steps)]]
-    for replies in ([b"0" * 16], [None, 1], [b"0" * 16]):
-        rounds.append([to.where for to in steps.send(replies)])
-    assert rounds == [["log"], [STATIC, ENTRY], ["log"], ["applied"]]
+    rounds = [next(steps), *map(steps.send, ([b"0" * 16], [None, 1], [b"0" * 16]))]
+    assert [[to.where for to in sent] for sent in rounds] == [["log"], [STATIC, ENTRY], ["log"], ["applied"]]
 
 
 def test_nothing_is_logged_when_a_token_could_not_be_changed():

@@ -10,6 +10,7 @@ import pytest
 import tidings
 from tidings.cached import CachedOptions
 from tidings_worker import Warm
+from tidings_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,3 +63,10 @@ def test_the_documentation_names_every_option():
     options = set(CachedOptions.__annotations__)
     named = set(re.findall(r"`(\w+)`", (ROOT / "docs/reading.md").read_text()))
     assert options - named == {"local_shared"}, "which is named with its value"
+
+
+def test_the_settings_of_the_worker_are_all_on_its_page():
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs" / "worker.md").read_text(), re.MULTILINE)
+    fields = WorkerSettings.model_fields.items()
+    expected = [(n.upper(), "" if f.default is None else str(f.default), f.description) for n, f in fields]
+    assert rows == expected

@@ -377,6 +377,25 @@ async def test_a_job_whose_end_could_not_be_noted_is_run_again_and_not_left_mark
         set_cache(None)
 
 
+async def test_a_worker_that_is_stopped_in_an_outage_stops(new_server, url, work, eventually):
+    server = new_server()
+    async with Cache(url) as cache:
+        set_cache(cache)
+        loaded.clear()
+        acts.clear()
+        acts[1] = asyncio.Event().wait
+        told, outage = changes()
+        finish = work(f"redis://127.0.0.1:{server.port}", outage=outage, drain_timeout=0)
+        await finish.queue.hand_off([Warm(get_item, 1)])
+        await eventually(lambda: loaded == [1], "the load")
+        server.stop()
+        await eventually(lambda: told == [False], "the outage")
+        with capture_logs() as logs:
+            await finish()
+        assert {"event": "jobs_not_given_back", "jobs": 1, "log_level": "warning"} in logs
+        set_cache(None)
+
+
 async def test_a_frozen_redis_is_ridden_out(new_server, url, work, eventually):
     server = new_server()
     told, outage = changes()

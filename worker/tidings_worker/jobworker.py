@@ -91,7 +91,8 @@ class JobWorker(Worker):
         """Run jobs until `stop` is set; then give the running ones `drain_timeout` seconds to finish.
 
         Those that have not are ended, and are in the queue for the next worker. While Redis is away, what runs goes on,
-        and the queue is asked for again and again. Raises whatever else Redis does to the worker.
+        and the queue is asked for again and again. Raises whatever else Redis does to the worker, and TimeoutError for
+        jobs that could not be ended.
         """
         self._stop = stop
         try:
@@ -256,7 +257,10 @@ class JobWorker(Worker):
         for job in late:
             job.cancel()
         ended = await asyncio.gather(*running, return_exceptions=True)
-        errors: list[Exception] = [error for error in ended if isinstance(error, Exception)]
+        failed = [error for error in ended if isinstance(error, Exception)]
+        errors: list[Exception] = [error for error in failed if not is_outage(error)]
+        if len(errors) < len(failed):  # they are in the queue, and others look at them when the marks expire
+            log.warning("jobs_not_given_back", jobs=len(failed) - len(errors))
         if late:
             errors.append(TimeoutError(f"{len(late)} warm jobs could not be given back: Redis does not answer"))
         return errors

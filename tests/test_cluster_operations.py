@@ -7,7 +7,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tidings.cluster import Cluster, NodeError
-from tidings.cluster_operations import MOST_NOTICES, Around, To, program, together
+from tidings.cluster_operations import MOST_NOTICES, program
+from tidings.cluster_programs import Around, To, together
+from tidings.cluster_routing import exchange
 from tidings.cluster_slots import Address
 from tidings.entries import Fill, Look, Open, Places, Results
 from tidings.errors import UnavailableError
@@ -267,32 +269,32 @@ ASK = [redis.ResponseError("ASK 3300 h:3"), redis.exceptions.AskError("3300 h:3"
 
 @pytest.mark.parametrize("error", MOVED, ids=["as text", "as type", "without a host"])
 def test_a_key_that_has_moved_is_asked_for_where_it_is_and_from_then_on_there(cluster, error):
-    exchange = cluster.exchange([To(KEY, ("GET", KEY))], set())
-    assert asked(exchange) == {ONE: [("GET", KEY)]}
-    assert asked(exchange, {ONE: [error]}) == {THREE: [("GET", KEY)]}
-    assert asked(exchange, {THREE: [b"v"]}) == [b"v"]
-    assert asked(cluster.exchange([To(KEY, ("GET", KEY))], set())) == {THREE: [("GET", KEY)]}
+    sending = exchange(cluster, [To(KEY, ("GET", KEY))], set())
+    assert asked(sending) == {ONE: [("GET", KEY)]}
+    assert asked(sending, {ONE: [error]}) == {THREE: [("GET", KEY)]}
+    assert asked(sending, {THREE: [b"v"]}) == [b"v"]
+    assert asked(exchange(cluster, [To(KEY, ("GET", KEY))], set())) == {THREE: [("GET", KEY)]}
     assert cluster._stale
 
 
 @pytest.mark.parametrize("error", ASK, ids=["as text", "as type"])
 def test_a_key_whose_slot_is_moving_is_asked_for_at_the_other_node_this_once(cluster, error):
-    exchange = cluster.exchange([To(KEY, ("GET", KEY)), To("a", ("GET", "a"))], set())
-    assert asked(exchange) == {ONE: [("GET", KEY)], TWO: [("GET", "a")]}
-    assert asked(exchange, {ONE: [error], TWO: [b"a"]}) == {THREE: [("ASKING",), ("GET", KEY)]}
-    assert asked(exchange, {THREE: [b"OK", b"v"]}) == [b"v", b"a"]
-    assert asked(cluster.exchange([To(KEY, ("GET", KEY))], set())) == {ONE: [("GET", KEY)]}
+    sending = exchange(cluster, [To(KEY, ("GET", KEY)), To("a", ("GET", "a"))], set())
+    assert asked(sending) == {ONE: [("GET", KEY)], TWO: [("GET", "a")]}
+    assert asked(sending, {ONE: [error], TWO: [b"a"]}) == {THREE: [("ASKING",), ("GET", KEY)]}
+    assert asked(sending, {THREE: [b"OK", b"v"]}) == [b"v", b"a"]
+    assert asked(exchange(cluster, [To(KEY, ("GET", KEY))], set())) == {ONE: [("GET", KEY)]}
 
 
 def test_nodes_that_refer_to_each_other_are_not_asked_for_ever(cluster):
-    exchange = cluster.exchange([To(KEY, ("GET", KEY))], set())
-    replies = asked(exchange)
+    sending = exchange(cluster, [To(KEY, ("GET", KEY))], set())
+    replies = asked(sending)
     for _ in range(20):
         if isinstance(replies, list):
             break
         (address,) = replies
         other = THREE if address == ONE else ONE
-        replies = asked(exchange, {address: [redis.ResponseError(f"MOVED 3300 {other}")]})
+        replies = asked(sending, {address: [redis.ResponseError(f"MOVED 3300 {other}")]})
     (error,) = replies
     assert isinstance(error, UnavailableError)
 
@@ -300,19 +302,19 @@ def test_nodes_that_refer_to_each_other_are_not_asked_for_ever(cluster):
 def test_what_may_have_been_done_is_not_sent_again(cluster):
     """A lost connection says nothing about the event: it may be in the stream."""
     (command,) = Append(KEY, {"type": "x"}).commands
-    exchange = cluster.exchange([To(KEY, command)], set(), insist=True)
-    assert list(asked(exchange)) == [ONE]
+    sending = exchange(cluster, [To(KEY, command)], set(), insist=True)
+    assert list(asked(sending)) == [ONE]
     lost = cluster.failed(ONE, redis.ConnectionError("lost"))
-    assert asked(exchange, {ONE: lost}) == [lost]
+    assert asked(sending, {ONE: lost}) == [lost]
 
 
 def test_a_script_that_a_node_does_not_know_is_sent_there_in_full(cluster):
     script, known = Script.of("return 1"), set()
     wanted = [To(KEY, (script, 1, KEY))]
-    first = cluster.exchange(wanted, known)
+    first = exchange(cluster, wanted, known)
     assert asked(first) == {ONE: [("EVAL", script.text, 1, KEY)]}
     asked(first, {ONE: [1]})
-    again = cluster.exchange(wanted, known)
+    again = exchange(cluster, wanted, known)
     assert asked(again) == {ONE: [("EVALSHA", script.digest, 1, KEY)]}
     assert asked(again, {ONE: [redis.exceptions.NoScriptError()]}) == {ONE: [("EVAL", script.text, 1, KEY)]}
     assert asked(again, {ONE: [1]}) == [1]
@@ -320,20 +322,20 @@ def test_a_script_that_a_node_does_not_know_is_sent_there_in_full(cluster):
 
 def test_a_node_that_is_away_is_not_asked_by_reads_and_is_by_what_must_not_be_lost(cluster):
     cluster.failed(ONE, redis.ConnectionError("refused"))
-    (error,) = asked(cluster.exchange([To(KEY, ("GET", KEY))], set()))
+    (error,) = asked(exchange(cluster, [To(KEY, ("GET", KEY))], set()))
     assert isinstance(error, NodeError)
     assert "h:1" in str(error)
-    assert asked(cluster.exchange([To("a", ("GET", "a"))], set())) == {TWO: [("GET", "a")]}
-    insisting = cluster.exchange([To(KEY, ("GET", KEY))], set(), insist=True)
+    assert asked(exchange(cluster, [To("a", ("GET", "a"))], set())) == {TWO: [("GET", "a")]}
+    insisting = exchange(cluster, [To(KEY, ("GET", KEY))], set(), insist=True)
     assert asked(insisting) == {ONE: [("GET", KEY)]}
     asked(insisting, {ONE: [b"v"]})
     assert not cluster.is_away(ONE)
 
 
 def test_an_answer_that_refuses_is_no_absence(cluster):
-    exchange = cluster.exchange([To(KEY, ("GET", KEY))], set())
-    asked(exchange)
-    (error,) = asked(exchange, {ONE: [redis.exceptions.OutOfMemoryError("used up")]})
+    sending = exchange(cluster, [To(KEY, ("GET", KEY))], set())
+    asked(sending)
+    (error,) = asked(sending, {ONE: [redis.exceptions.OutOfMemoryError("used up")]})
     assert isinstance(error, UnavailableError)
     assert not cluster.is_away(ONE)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
 import subprocess
 import threading
@@ -125,75 +124,6 @@ def test_reads_and_operations_of_threads(address):
 
 # Sentinels
 
-SERVERS_WORD, SENTINELS_WORD = "s3cret/", "w4tch"
-
-
-class Watched:
-    """A primary, a replica and three sentinels, all with passwords."""
-
-    def __init__(self, new_server, folder):
-        self.servers = [new_server(), new_server()]
-        ports = [server.port for server in self.servers]
-        for port in ports:
-            with redis.Redis(port=port) as client:
-                client.config_set("masterauth", SERVERS_WORD)
-                client.config_set("repl-diskless-sync-delay", 0)
-                client.config_set("requirepass", SERVERS_WORD)
-        with redis.Redis(port=ports[1], password=SERVERS_WORD) as client:
-            client.replicaof("127.0.0.1", ports[0])
-        self.ports = []
-        self.sentinels = []
-        for _ in range(3):
-            self.ports.append(unused_port())
-            config = folder / f"sentinel-{self.ports[-1]}.conf"
-            config.write_text(
-                f"port {self.ports[-1]}\nbind 127.0.0.1\n"
-                f"requirepass {SENTINELS_WORD}\nsentinel sentinel-pass {SENTINELS_WORD}\n"
-                f"sentinel monitor main 127.0.0.1 {ports[0]} 2\nsentinel auth-pass main {SERVERS_WORD}\n"
-                "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"
-            )
-            command = [self.servers[0]._binary_path, config, "--sentinel"]
-            self.sentinels.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
-
-    @property
-    def url(self):
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
-        return f"redis+sentinel://:s3cret%2F@{hosts}/main/2?sentinel_password=w4tch&protocol=3"
-
-    def is_ready(self):
-        """All sentinels know one another and the replica, and it has what the primary has."""
-        for port in self.ports:
-            try:
-                with redis.Redis(port=port, password=SENTINELS_WORD) as client:
-                    others, replicas = client.sentinel_sentinels("main"), client.sentinel_slaves("main")
-            except redis.RedisError:
-                return False
-            if len(others) != 2 or len(replicas) != 1 or replicas[0]["flags"] != "slave":
-                return False
-        with redis.Redis(port=self.servers[1].port, password=SERVERS_WORD) as client:
-            return client.info("replication")["master_link_status"] == "up"
-
-    def end(self):
-        for process in self.sentinels:
-            process.kill()
-            process.wait(10)
-
-
-def unused_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-@pytest.fixture
-def watched(new_server, tmp_path, until):
-    made = Watched(new_server, tmp_path)
-    try:
-        until(made.is_ready, "sentinels that know one another", timeout=30)
-        yield made
-    finally:
-        made.end()
-
-
 PORT = Do("CONFIG", "GET", "port")
 
 
@@ -201,14 +131,14 @@ def port_of(reply):
     return int(reply[b"port"] if isinstance(reply, dict) else reply[1])
 
 
-async def test_after_a_failover_the_next_connection_leads_to_the_new_primary(watched):
-    store = RedisStore.connect(GivenSettings(url=watched.url))
-    blocking = SyncRedisStore.connect(GivenSettings(url=watched.url))
-    old, new = (server.port for server in watched.servers)
+async def test_after_a_failover_the_next_connection_leads_to_the_new_primary(sentinels):
+    store = RedisStore.connect(GivenSettings(url=sentinels.url))
+    blocking = SyncRedisStore.connect(GivenSettings(url=sentinels.url))
+    old, new = (server.port for server in sentinels.servers)
     assert [port_of(await store.run(PORT)), port_of(blocking.run(PORT))] == [old, old]
     await store.run(Do("SET", "a", "1"))
     assert await store.run(Do("WAIT", 1, 5000)) == 1
-    watched.servers[0]._process.kill()
+    sentinels.kill_primary()
     while True:
         with contextlib.suppress(UnavailableError):
             await store.run(Do("SET", "b", "2"))

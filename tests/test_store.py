@@ -6,7 +6,8 @@ import fakeredis
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tidings import Cache
-from tidings.cluster_store import ClusterStore, SyncClusterStore
+from tidings.cluster_store import ClusterStore
+from tidings.cluster_threads import SyncClusterStore
 from tidings.entries import Fill, Lease, Look, Open, Places, Put, Release, Results
 from tidings.errors import UnavailableError
 from tidings.fence import Verdict, judge

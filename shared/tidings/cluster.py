@@ -1,6 +1,6 @@
 """What all event loops and threads of one cache know of its Redis Cluster: who serves what, and who is away. No store.
 
-`cluster_store` sends what `cluster_operations` asks for; where to, and what to make of a redirection, is decided here.
+`cluster_store` and `cluster_threads` send what `cluster_operations` asks for, as `cluster_routing` divides it.
 
 async or threads: what is known is one for all. It is learned by blocking, on a connection that is closed again, from
 whichever thread: an event loop hands that to a thread, for it happens rarely.
@@ -12,22 +12,20 @@ everything.
 
 import threading
 import time
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from redis.exceptions import ClusterDownError, NoScriptError, RedisError
+from redis.exceptions import ClusterDownError, RedisError
 
 from .breaker import Breaker, is_answer
-from .cluster_operations import Around, To
-from .cluster_slots import Address, Slots, redirection
+from .cluster_programs import Around
+from .cluster_slots import Address, Slots
 from .connections import Connections
 from .errors import UnavailableError
 from .forks import in_child
 from .keys import ALL, Keyspace
 from .link import ClosedError, pack
-from .scripts import Script
 from .servers import cluster_nodes
 from .settings import Settings
 from .telemetry import log
@@ -144,16 +142,18 @@ class Cluster:
 
     def owner(self, key: str | bytes) -> Address:
         """Return who serves a key, as far as is known. Raises UnavailableError when it is nobody, or away."""
-        return self._there(self._server(key))
+        return self.there(self.server(key))
 
-    def _server(self, key: str | bytes) -> Address:
+    def server(self, key: str | bytes) -> Address:
+        """Return who serves a key, away or not. Raises UnavailableError when it is nobody."""
         owner = self.slots.of(key)
         if owner is None:
             self.doubt()
             raise self.unavailable(f"no node serves the slot of {key!r}")
         return owner
 
-    def _there(self, address: Address) -> Address:
+    def there(self, address: Address) -> Address:
+        """Return the address of a node, unless it is away: then raise UnavailableError."""
         if self.is_away(address):
             raise NodeError(f"{self.where} (node {address}): is away", vital=self.slots.of(self._vital) == address)
         return address
@@ -209,7 +209,7 @@ class Cluster:
                 self._ask(address, "PING")
             except (RedisError, OSError) as error:
                 raise self.unavailable(f"node {address}: {error}", error) from error
-        self._answered(address)
+        self.answered(address)
 
     def probe_vital(self) -> None:
         """Ask the node that every read needs. Raises UnavailableError."""
@@ -221,7 +221,8 @@ class Cluster:
         for breaker in list(self._breakers.values()):
             breaker.stop()
 
-    def _answered(self, address: Address) -> None:
+    def answered(self, address: Address) -> None:
+        """Take note that a node answers."""
         breaker = self._breakers.get(address)
         if breaker is not None:
             breaker.succeeded()
@@ -238,88 +239,3 @@ class Cluster:
             log.warning("cluster_node_away", server=self.where, node=str(address), error=reason)
         else:
             log.info("cluster_node_back", server=self.where, node=str(address))
-
-    # What goes where
-
-    def exchange(
-        self, wanted: Sequence[To], known: set[tuple[Address, str]], *, insist: bool = False
-    ) -> Generator[Batches, Answers, list[Any]]:
-        """Yield what to send to which node, take the answers, and return a reply for each command, errors among them.
-
-        A command is sent again only where a node said that it has not carried it out. `known` are the digests of
-        scripts that a node has had from this store; with `insist` nodes are asked that are known to be away.
-        """
-        replies: list[Any] = [None] * len(wanted)
-        pending = [_Sent(index, to) for index, to in enumerate(wanted)]
-        for _ in range(_MOST_ROUNDS):
-            sent: dict[Address, list[_Sent]] = {}
-            for one in pending:
-                try:
-                    sent.setdefault(self._address(one, insist=insist), []).append(one)
-                except UnavailableError as error:
-                    replies[one.index] = error
-            if not sent:
-                break
-            answers = yield {
-                address: [wire for one in ones for wire in one.wires(address, known)] for address, ones in sent.items()
-            }
-            pending = []
-            for address, ones in sent.items():
-                answer = answers[address]
-                rest = None
-                if not isinstance(answer, Exception):
-                    rest = iter(answer)
-                    self._answered(address)
-                for one in ones:
-                    reply = answer if rest is None else one.reply(rest)
-                    replies[one.index], again = self._judge(one, address, reply)
-                    if again is not None:
-                        pending.append(again)
-                    elif isinstance(one.to.command[0], Script):
-                        known.add((address, one.to.command[0].digest))
-        return replies
-
-    def _judge(self, sent: "_Sent", address: Address, reply: Any) -> "tuple[Any, _Sent | None]":
-        """Return what a reply comes to, and what is to be sent in its place."""
-        if not isinstance(reply, Exception) or isinstance(reply, NodeError):
-            return reply, None
-        error = self.failed(address, reply)
-        if isinstance(reply, NoScriptError):
-            return error, replace(sent, in_full=True)
-        moved = redirection(reply, address)
-        if moved is None or isinstance(sent.to.where, Address):
-            return error, None
-        if not moved.once:
-            self.slots.move(moved)
-            self.doubt()
-        return error, replace(sent, address=moved.address, asking=moved.once)
-
-    def _address(self, sent: "_Sent", *, insist: bool) -> Address:
-        where = sent.address or sent.to.where
-        address = where if isinstance(where, Address) else self._server(where)
-        return address if insist else self._there(address)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """One command on its way; `address` is where it was redirected to."""
-
-    index: int
-    to: To
-    address: Address | None = None
-    #: the node serves the key only while its slot is on its way there
-    asking: bool = False
-    in_full: bool = False
-
-    def wires(self, address: Address, known: Container[tuple[Address, str]]) -> list[Wire]:
-        head, *rest = self.to.command
-        wire: Wire = self.to.command
-        if isinstance(head, Script):
-            short = not self.in_full and (address, head.digest) in known
-            wire = ("EVALSHA", head.digest, *rest) if short else ("EVAL", head.text, *rest)
-        return [("ASKING",), wire] if self.asking else [wire]
-
-    def reply(self, replies: Iterator[Any]) -> Any:
-        if self.asking:
-            next(replies)
-        return next(replies)

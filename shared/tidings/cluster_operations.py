@@ -41,20 +41,14 @@ Either it changed the token after 2, and then the header is unequal for ever, si
 it before 2, so the notice was in the log before 3, behind the id of 1: found, and refused. A token that was lost makes
 no difference, since the notice stands in the log; and of the log the oldest goes first, so while the id of 1 is there,
 everything behind it is. No clock is in this.
-
-**Patterns.** A scan walks the primaries one after the other, and a slot that moves meanwhile from one not yet walked to
-one that has been would be missed. So each primary is asked at the beginning and at the end what it serves, since when,
-and whether a slot of it is on its way. If one is, the scan is refused; if something has changed, it begins again.
 """
 
 import json
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS
-
+from .cluster_programs import Around, Program, To, together
+from .cluster_scan import scan
 from .cluster_scripts import (
     END_LEASE,
     FILL_ENTRY,
@@ -69,9 +63,7 @@ from .cluster_scripts import (
     TELL,
     WAKES_END,
 )
-from .cluster_slots import Address, serving
 from .entries import Fill, Look, Looked, Open, Opened, Places, Put, Release, Results
-from .errors import UnavailableError
 from .layout import LINEAGE_START, STAMP_LENGTH, UNIQUE_LENGTH, Packed, encode_cause, unique
 from .operations import (
     APPLIED_LENGTH,
@@ -91,63 +83,7 @@ T = TypeVar("T")
 #: Entries of the log behind the beginning of a load that its fill looks through; with more of them it is refused.
 MOST_NOTICES = 1000
 
-#: Times that a scan begins again because slots have moved.
-MOST_SCANS = 3
-
-_MOVING = "slots are being moved between nodes, so a scan could miss keys: repeat it, or invalidate namespaces or tags"
 _NOTHING_TOLD = '{"tokens":{},"entries":[]}'
-
-
-@dataclass(frozen=True, slots=True)
-class To:
-    """A command, and the key whose node it goes to, or the node."""
-
-    where: str | bytes | Address
-    command: Command
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What programs need to know of where they run: the log's key, whose node has the clock, and the primaries."""
-
-    log: str
-    primaries: tuple[Address, ...]
-
-
-Program = Generator[Sequence[To], Any, T]
-
-
-def together(programs: Sequence[Program[Any]]) -> Program[list[Any]]:
-    """Carry out programs side by side; is sent errors among the replies, and raises the first when all have ended.
-
-    Each program is thrown the first error of its own, and may still do what has to be done.
-    """
-    results: list[Any] = [None] * len(programs)
-    failures: list[Exception] = []
-    running: list[tuple[int, Sequence[To]]] = []
-
-    def advance(index: int, replies: Sequence[Any] | None) -> None:
-        program = programs[index]
-        error = next((reply for reply in replies or () if isinstance(reply, Exception)), None)
-        try:
-            batch = program.send(replies) if error is None else program.throw(error)
-        except StopIteration as done:
-            results[index] = done.value
-        except Exception as failure:  # noqa: BLE001 told when the others have ended
-            failures.append(failure)
-        else:
-            running.append((index, batch))
-
-    for index in range(len(programs)):
-        advance(index, None)
-    while running:
-        before, running = running, []
-        replies = iter((yield [to for _, batch in before for to in batch]))
-        for index, batch in before:
-            advance(index, [next(replies) for _ in batch])
-    if failures:
-        raise failures[0]
-    return results
 
 
 def program(operation: Operation[Any], around: Around) -> Program[Any]:  # noqa: PLR0911 one arm for each operation
@@ -166,7 +102,7 @@ def program(operation: Operation[Any], around: Around) -> Program[Any]:  # noqa:
         case Invalidate():
             return _invalidate(operation)
         case Scan():
-            return _scan(operation, around)
+            return scan(operation, around)
         case Drop():
             return _drop(operation)
         case Ping():
@@ -174,6 +110,18 @@ def program(operation: Operation[Any], around: Around) -> Program[Any]:  # noqa:
         case Batch():
             return together([program(inner, around) for inner in operation.operations])
     return _plain(operation)
+
+
+def insists(operation: Operation[Any]) -> bool:
+    """Say whether an operation is tried even at a node that is away: what reads does without, others are told."""
+    if isinstance(operation, Batch):
+        return any(map(insists, operation.operations))
+    return not isinstance(operation, Look | Open | Fill | Release | Put)
+
+
+def walks(operation: Operation[Any]) -> bool:
+    """Say whether an operation begins a walk over all nodes, for which one must know of all of them."""
+    return isinstance(operation, Scan) and operation.cursor == 0
 
 
 def _script(script: Script, key: str | bytes, *arguments: str | bytes | int) -> To:
@@ -323,60 +271,6 @@ def _invalidate(told: Invalidate) -> Program[int]:
 
 def _log(told: Invalidate, what: str, notice: str = "") -> To:
     return _script(LOG, told.log, 2 * told.log_length, what, notice)  # notices are half of it
-
-
-def _scan(step: Scan, around: Around) -> Program[tuple[int, list[bytes]]]:
-    place = _Place.of(step.cursor)
-    if step.cursor == 0:
-        place = _Place((yield from _served(around)))
-    if place.node >= len(around.primaries):
-        return (yield from _again(place, around)), []
-    found = Scan(step.glob, place.cursor)
-    replies = yield [To(around.primaries[place.node], command) for command in found.commands]
-    cursor, keys = found.parse(replies)
-    place = replace(place, cursor=cursor) if cursor else replace(place, cursor=0, node=place.node + 1)
-    if place.node < len(around.primaries):
-        return place.packed, keys
-    return (yield from _again(place, around)), keys
-
-
-def _again(place: "_Place", around: Around) -> Program[int]:
-    """Return where to go on at the end of a walk: nowhere, or at the beginning when slots have moved meanwhile."""
-    served = yield from _served(around)
-    if served == place.served:
-        return 0
-    if place.walks == MOST_SCANS:
-        raise UnavailableError(_MOVING)
-    return _Place(served, walks=place.walks + 1).packed
-
-
-def _served(around: Around) -> Program[int]:
-    """Return a number for what each primary serves, since when. Raises UnavailableError while that is changing."""
-    replies = yield [To(address, ("CLUSTER", "NODES")) for address in around.primaries]
-    served = [serving(reply) for reply in replies]
-    if any(one.moving for one in served) or sum(one.slots for one in served) != REDIS_CLUSTER_HASH_SLOTS:
-        raise UnavailableError(_MOVING)
-    said = "\n".join(one.since for one in served)
-    return int.from_bytes(sha256(said.encode()).digest()[:8], "big") | 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a walk is, as one number for whoever walks."""
-
-    #: what the primaries served at its beginning
-    served: int
-    walks: int = 1
-    node: int = 0
-    cursor: int = 0
-
-    @property
-    def packed(self) -> int:
-        return ((self.served << 16 | self.walks) << 16 | self.node) << 64 | self.cursor
-
-    @classmethod
-    def of(cls, packed: int) -> "_Place":
-        return cls(packed >> 96, packed >> 80 & 0xFFFF, packed >> 64 & 0xFFFF, packed & 0xFFFF_FFFF_FFFF_FFFF)
 
 
 def _drop(drop: Drop) -> Program[int]:

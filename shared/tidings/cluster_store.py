@@ -1,30 +1,27 @@
-"""Carries out every operation of the cache on a Redis Cluster, from a coroutine or from a thread; see `store`.
+"""Carries out every operation of the cache on a Redis Cluster, from coroutines; `cluster_threads` does for threads.
 
-Each node that is needed gets what one server has there: for an event loop a connection that all share, for threads
-connections that are taken and given back. What is asked of several nodes is asked at the same time.
+Each node that is needed gets what one server has in `store`: a connection that all share. What is asked of several
+nodes is asked at the same time.
 
-async or threads: as in `store`. They share what is known of the cluster, and nothing else.
+async or threads: as in `store`. Both share what is known of the cluster, and nothing else.
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar, cast
 
 import redis
 import redis.asyncio
-from redis.exceptions import RedisError
 
 from .batching import Multiplexer, Values
-from .cluster import Answers, Batches, Cluster
-from .cluster_operations import To, program, together
+from .cluster import Cluster
+from .cluster_operations import insists, program, walks
+from .cluster_programs import To, together
+from .cluster_routing import Answers, Batches, exchange
 from .cluster_slots import Address
-from .connections import Connections, Sent
-from .entries import Fill, Look, Open, Put, Release
 from .errors import UnavailableError
-from .link import ClosedError, pack
-from .operations import Batch, Operation, Scan
+from .link import ClosedError
+from .operations import Operation
 from .servers import Servers
 from .settings import Settings
 
@@ -82,9 +79,9 @@ class ClusterStore:
     async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """See AsyncStore."""
         deadline = asyncio.get_running_loop().time() + self.timeout
-        if _walks(operation):
+        if walks(operation):
             self.cluster.doubt(now=True)
-        await self._learn(again=_walks(operation))
+        await self._learn(again=walks(operation))
         steps = together([program(operation, self.cluster.around)])
         replies: list[Any] | None = None
         while True:
@@ -95,14 +92,14 @@ class ClusterStore:
                 return result
             if asyncio.get_running_loop().time() > deadline:
                 raise self.cluster.too_late(self.timeout)
-            replies = await self._exchange(wanted, bulk=bulk, insist=_insists(operation))
+            replies = await self._exchange(wanted, bulk=bulk, insist=insists(operation))
 
     async def _exchange(self, wanted: Sequence[To], *, bulk: bool, insist: bool = False) -> list[Any]:
-        exchange = self.cluster.exchange(wanted, self._known_scripts, insist=insist)
+        sending = exchange(self.cluster, wanted, self._known_scripts, insist=insist)
         try:
-            batches = next(exchange)
+            batches = next(sending)
             while True:
-                batches = exchange.send(await self._send(batches, bulk=bulk))
+                batches = sending.send(await self._send(batches, bulk=bulk))
         except StopIteration as done:
             replies: list[Any] = done.value
             return replies
@@ -151,6 +148,12 @@ class ClusterStore:
     async def blocking_for(self, key: str) -> redis.asyncio.Redis:
         """See `RedisStore.blocking_for`."""
         return self._clients(await self._locate(key)).blocking
+
+    async def primaries(self) -> dict[Address, redis.asyncio.Redis]:
+        """Return a client of each primary, away or not, for what concerns servers and no key. Raises UnavailableError."""
+        self.cluster.doubt()
+        await self._learn(again=self.cluster.doubtful)
+        return {address: self._clients(address).client for address in self.cluster.slots.primaries}
 
     async def _locate(self, key: str) -> Address:
         """See `Cluster.locate`."""
@@ -207,125 +210,3 @@ class ClusterStore:
         for servers in list(self._servers.values()):
             await servers.client.aclose()
             await servers.blocking.aclose()
-
-
-class SyncClusterStore:
-    """The same for threads; safe to share between them, and after a fork."""
-
-    def __init__(self, cluster: Cluster, timeout: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.cluster = cluster
-        self.timeout = timeout
-        self._clock = clock
-        self._known_scripts: set[tuple[Address, str]] = set()
-        self._servers: dict[Address, _Node] = {}
-
-    @classmethod
-    def connect(cls, settings: Settings) -> Self:
-        """See `ClusterStore.connect`."""
-        return cls(Cluster(settings), settings.operation_timeout)
-
-    def read(self, keys: tuple[str, ...]) -> Values:
-        """See SyncStore."""
-        self._learn()
-        replies = self._exchange([To(key, ("MGET", key)) for key in keys])
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return [value for (value,) in replies]
-
-    def run(self, operation: Operation[T]) -> T:
-        """See SyncStore."""
-        deadline = self._clock() + self.timeout
-        self._learn(again=_walks(operation))
-        steps = together([program(operation, self.cluster.around)])
-        replies: list[Any] | None = None
-        while True:
-            try:
-                wanted = steps.send(replies)
-            except StopIteration as done:
-                result: T = done.value[0]
-                return result
-            if self._clock() > deadline:
-                raise self.cluster.too_late(self.timeout)
-            replies = self._exchange(wanted, insist=_insists(operation))
-
-    def _exchange(self, wanted: Sequence[To], *, insist: bool = False) -> list[Any]:
-        exchange = self.cluster.exchange(wanted, self._known_scripts, insist=insist)
-        try:
-            batches = next(exchange)
-            while True:
-                batches = exchange.send(self._send(batches))
-        except StopIteration as done:
-            replies: list[Any] = done.value
-            return replies
-
-    def _send(self, batches: Batches) -> Answers:
-        """Send to all, then receive from all."""
-        packed = {address: b"".join(map(pack, batch)) for address, batch in batches.items()}
-        sent: dict[Address, Sent] = {}
-        answers: dict[Address, Sequence[Any] | Exception] = {}
-        for address, data in packed.items():
-            try:
-                sent[address] = self._node(address).connections.send(data)
-            except (RedisError, OSError) as error:
-                answers[address] = self.cluster.failed(address, error)
-        try:
-            for address in list(sent):
-                try:
-                    answers[address] = self._node(address).connections.receive(sent.pop(address), len(batches[address]))
-                except (RedisError, OSError) as error:
-                    answers[address] = self.cluster.failed(address, error)
-        finally:
-            for idle, _ in sent.values():  # interrupted: nobody reads what they will answer
-                idle.connection.disconnect()
-        return answers
-
-    def _learn(self, *, again: bool = False) -> None:
-        cluster = self.cluster
-        if again:
-            cluster.doubt(now=True)
-        if again or not cluster.known:
-            cluster.learn()
-        elif cluster.doubtful:
-            cluster.try_to_learn()
-
-    def client_for(self, key: str) -> redis.Redis:
-        """See `RedisStore.client_for`."""
-        return self._node(self.cluster.locate(key)).servers.client
-
-    def blocking_for(self, key: str) -> redis.Redis:
-        """See `RedisStore.client_for`."""
-        return self._node(self.cluster.locate(key)).servers.blocking
-
-    def _node(self, address: Address) -> "_Node":
-        found = self._servers.get(address)
-        if found is None:
-            servers = self.cluster.nodes.sync_servers(*address)
-            made = _Node(servers, Connections(servers.client.connection_pool))
-            found = self._servers.setdefault(address, made)  # another thread may have been faster
-        return found
-
-    def close(self) -> None:
-        """Close the connections; a later command connects anew."""
-        for node in list(self._servers.values()):
-            node.connections.close()
-            node.servers.client.close()
-            node.servers.blocking.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    servers: Servers[redis.Redis]
-    connections: Connections
-
-
-def _insists(operation: Operation[Any]) -> bool:
-    """Say whether an operation is tried even at a node that is away: what reads does without, others are told."""
-    if isinstance(operation, Batch):
-        return any(map(_insists, operation.operations))
-    return not isinstance(operation, Look | Open | Fill | Release | Put)
-
-
-def _walks(operation: Operation[Any]) -> bool:
-    """Say whether an operation begins a walk over all nodes, for which one must know of all of them."""
-    return isinstance(operation, Scan) and operation.cursor == 0

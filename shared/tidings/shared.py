@@ -9,7 +9,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from .after import Rule, Scopes
 from .breaker import Breaker, is_answer
 from .cluster import Cluster, NodeError
-from .cluster_store import ClusterStore, SyncClusterStore
+from .cluster_store import ClusterStore
+from .cluster_threads import SyncClusterStore
 from .entries import Fill, Look, Open, Put, Release
 from .errors import UnavailableError
 from .hot import HotCalls

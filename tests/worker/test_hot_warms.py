@@ -383,7 +383,8 @@ async def test_a_worker_that_is_stopped_in_an_outage_stops(new_server, url, work
         set_cache(cache)
         loaded.clear()
         acts.clear()
-        acts[1] = asyncio.Event().wait
+        go = asyncio.Event()
+        acts[1] = go.wait
         told, outage = changes()
         finish = work(f"redis://127.0.0.1:{server.port}", outage=outage, drain_timeout=0)
         await finish.queue.hand_off([Warm(get_item, 1)])
@@ -392,6 +393,7 @@ async def test_a_worker_that_is_stopped_in_an_outage_stops(new_server, url, work
         await eventually(lambda: told == [False], "the outage")
         with capture_logs() as logs:
             await finish()
+        go.set()
         assert {"event": "jobs_not_given_back", "jobs": 1, "log_level": "warning"} in logs
         set_cache(None)
 

@@ -43,7 +43,7 @@ class Upkeep:
     #: acknowledged entries that are kept
     keep_events: int = 10_000
     interval: float = 0.5
-    trim_interval: float = 5.0
+    trim_interval: float = 1.0
 
 
 class Reclaimer:
@@ -170,7 +170,8 @@ class Reclaimer:
         return taken.entries
 
     async def _keep_short(self) -> None:
-        await self._group.trim(self._upkeep.keep_events)
+        while await self._group.trim(self._upkeep.keep_events):
+            pass  # a part at a time: the server does nothing else meanwhile
         for name in await self._group.remove_idle(round(self._upkeep.consumer_idle * 1000)):
             log.info("consumer_removed", consumer=name)
 

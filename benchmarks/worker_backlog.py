@@ -63,14 +63,17 @@ async def bare(cache: Cache, client: Redis, count: int) -> float:
 class _Counting(Handler):
     """The worker's handler, which stops the worker when so many events are handled."""
 
-    left = 0
-    stop = asyncio.Event()
+    def __init__(self, cache: Cache, warmer: WarmQueue, policy: RetryPolicy, count: int, stop: asyncio.Event) -> None:
+        super().__init__(cache, rules, warmer, policy)
+        self._left = count
+        self._stop = stop
 
     async def handle(self, group: Group, entries: Sequence[Entry], *, contiguous: bool = True) -> HandlerOutcome:
+        """Handle a batch, and count it."""
         outcome = await super().handle(group, entries, contiguous=contiguous)
-        self.left -= len(entries)
-        if self.left <= 0:
-            self.stop.set()
+        self._left -= len(entries)
+        if self._left <= 0:
+            self._stop.set()
         return outcome
 
 
@@ -80,8 +83,7 @@ async def applied(cache: Cache, client: Redis, count: int) -> float:
     if not isinstance(store, RedisStore):
         fail("this is not a Redis")
     stop, policy = asyncio.Event(), RetryPolicy()
-    handler = _Counting(cache, rules, WarmQueue(client, keys.jobs), policy)
-    handler.left, handler.stop = count, stop
+    handler = _Counting(cache, WarmQueue(client, keys.jobs), policy, count, stop)
     group = Group(store, keys.stream(), settings.group, CONSUMER, dead=keys.dead, counts=keys.counts)
     watch = Watch(cache, [group], Ledger(store, keys.ledger), lambda: histories(store), lambda _: None)
     await watch.check()

@@ -4,11 +4,11 @@ All do the same to the same cache: check the data against the event's class, and
 the rules above name. A peer's handler calls `cache.invalidate`, as a service would write it.
 
 arq runs at its ceiling: 1 000 jobs at a time, 10 ms between two looks at the queue, no results kept. FastStream reads
-for a consumer group, 500 messages at a time, and hands them to its subscriber one by one, as in the first examples of its
-documentation; the bar is for that. Without a bar stand its other ways: 100 workers at a time (`max_workers`); batches
-(`batch=True`) with one call of `cache.invalidate` for each event of a batch; and a batch whose handler merges by hand
-what its events make wrong. That is the worker's own idea, written by the service for one batch: it does less, since
-nobody is told of dead letters, receipts, counts or delays.
+for a consumer group, 500 messages at a time, and hands them to its subscriber one by one, which is its default; the bar
+is for that. Without a bar stand its other ways: 100 messages at the same time (`max_workers`); batches (`batch=True`)
+with a call of `cache.invalidate` for each event of a batch; and a batch whose handler merges by hand what its events
+make wrong. The last is the worker's own idea, written into a service, and does less: there are no receipts, retries,
+counts and delays, and one event that cannot be read stops the whole batch.
 """
 
 import asyncio

@@ -108,6 +108,26 @@ async def test_a_local_tier_whose_tail_lags_is_not_asked(deaf, database, worker)
     assert database.reads == 2, "inside, Redis is asked: the second read was a hit"
 
 
+@pytest.mark.parametrize("old", [{"local_ttl": 60}, {"max_staleness": 60}], ids=["local tier", "stale by policy"])
+async def test_what_a_load_reads_is_as_new_as_the_tokens_that_its_result_is_stored_under(deaf, database, worker, old):
+    """The outer function permits nothing old: it must not be stored with what the inner one permits."""
+
+    @deaf.cached(key="inner", tags=[TAG], **old)
+    async def inner() -> str:
+        return await database.load()
+
+    @deaf.cached(key="outer", tags=[TAG])
+    async def outer() -> str:
+        return await inner()
+
+    assert [await inner(), await outer()] == ["old", "old"]
+    receipt = await change(database, deaf)
+    await worker.apply(receipt)
+    assert await inner() == "old", "the inner one alone may be"
+    assert await outer() == "new"
+    assert await outer() == "new"
+
+
 async def test_entering_waits_until_the_event_is_applied(cache, database, worker):
     @cache.cached(key="row", tags=[TAG])
     async def load() -> str:

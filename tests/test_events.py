@@ -1,12 +1,15 @@
 """Events: their classes, their fields in the stream, and what is understood of what others write."""
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictInt, ValidationError
 from tidings import Envelope, Event
 from tidings.errors import ConfigurationError, DuplicateEventTypeError, EventError
 from tidings.events import UntypedEvent, class_of, from_fields, to_fields, type_of
@@ -87,6 +90,14 @@ def test_fields_of_extensions_are_let_through():
         ({b"type": b"x", b"data": b"[1]"}, "'data' is a JSON list, not an object"),
         ({b"type": b"x", b"data": b"null"}, "'data' is a JSON NoneType, not an object"),
         ({b"type": b"x", b"data": b"[" * 100_000}, "'data' is"),
+        ({b"type": b"x", b"data": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}"}, "'data' is nested too deeply"),
+        ({b"type": b"x", b"data": b'{"a": "\\ud800"}'}, "'data' is not Unicode text at 'a'"),
+        ({b"type": b"x", b"data": b'{"\\ud800": 1}'}, r"'data' is not Unicode text at '\\ud800'"),
+        ({b"type": b"x", b"data": b'{"a": [{"b": "\\ud800"}]}'}, "'data' is not Unicode text at 'a'"),
+        ({b"type": b"x", b"data": b"\xef\xbb\xbf{}"}, "'data' is not JSON"),
+        ({b"type": b"x", b"data": '{"a": 1}'.encode("utf-16-le")}, "'data' is not JSON"),
+        ({b"type": b"x", b"data": b'{"a": ' + b"9" * 5000 + b"}"}, "'data' is not JSON"),
+        ({b"type": b"x", b"data": b'{"a": "\xed\xa0\x80"}'}, "the field b'data' is not UTF-8"),
         ({b"type": b"x", b"data": b"x" * 2_000_000}, "2000009 bytes are more than an event's 1048576"),
         ({b"type": b"x", b"time": b"yesterday"}, "'time' is not RFC 3339"),
         ({b"type": b"x", b"datacontenttype": b"application/avro"}, "content type is 'application/avro'"),
@@ -113,6 +124,83 @@ def envelope_of(data):
 def test_a_field_that_a_newer_publisher_added_is_ignored():
     data = {"order_id": 7, "placed": "2026-11-20", "newer": True}
     assert OrderPlaced.read(envelope_of(data)) == PLACED
+
+
+def test_a_field_that_a_newer_publisher_added_is_ignored_in_an_event_from_the_stream():
+    envelope = by_hand(b'{"order_id": 7, "placed": "2026-11-20", "newer": {"deep": ["true"]}}')
+    assert OrderPlaced.read(envelope) == PLACED
+    assert envelope.data["newer"] == {"deep": ["true"]}
+
+
+def by_hand(data, event_type=b"test.order.placed"):
+    return from_fields("events", "5-0", {b"type": event_type, b"data": data})
+
+
+class Exact(Event, type="test.exact"):
+    flag: bool
+    ratio: float
+    count: StrictInt
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (b'{"flag": true, "ratio": 1, "count": 2}', None),
+        (b'{"flag": true, "ratio": 1, "count": 2.0}', "count"),
+        (b'{"flag": 2, "ratio": 1.5, "count": 2}', "flag"),
+        (b'{"flag": true, "ratio": true, "count": true}', "count"),
+        (b'{"flag": true, "ratio": 1.5, "count": "2"}', "count"),
+    ],
+    ids=["fits", "float for int", "number for bool", "bool for int", "string for int"],
+)
+def test_data_from_the_stream_and_from_a_dict_are_read_alike(data, wrong):
+    """An event is read from the text that came, one of an envelope made by hand from its data: both are JSON."""
+    came = by_hand(data, b"test.exact")
+    made = Envelope("1", "test.exact", "/", came.time, json.loads(data))
+    for envelope in (came, made):
+        if wrong is None:
+            assert Exact.read(envelope).ratio == 1.0
+        else:
+            with pytest.raises(EventError, match=wrong):
+                Exact.read(envelope)
+
+
+def test_of_two_values_of_one_field_the_last_counts_for_the_event_and_for_the_data():
+    """What is said about the envelope and what a rule is given must be the same."""
+    envelope = by_hand(b'{"order_id": 1, "order_id": 7, "placed": "2026-11-20"}')
+    assert envelope.data["order_id"] == OrderPlaced.read(envelope).order_id == 7
+
+
+def test_an_envelope_with_other_data_is_read_as_those():
+    envelope = replace(
+        by_hand(b'{"order_id": 1, "placed": "2026-11-20"}'), data={"order_id": 7, "placed": "2026-11-20"}
+    )
+    assert OrderPlaced.read(envelope) == PLACED
+
+
+def _unpickled(event):
+    return pickle.loads(pickle.dumps(event))  # noqa: S301 our own
+
+
+def test_an_event_is_found_with_its_envelope_in_copies_and_pickles():
+    envelope = by_hand(b'{"order_id": 7, "placed": "2026-11-20"}')
+    event = OrderPlaced.read(envelope)
+    copies = (event.model_copy(), copy.copy(event), copy.deepcopy(event), _unpickled(event))
+    assert [one.envelope for one in copies] == [envelope] * 4
+    assert list(copies) == [event] * 4
+    assert PLACED.envelope is None
+
+
+class Noted(Event, type="test.noted"):
+    user_id: int
+    _seen: int = PrivateAttr(default=3)
+
+
+def test_an_event_class_may_have_private_attributes_of_its_own():
+    envelope = by_hand(b'{"user_id": 1}', b"test.noted")
+    event = Noted.read(envelope)
+    assert (event._seen, event.envelope) == (3, envelope)
+    assert Noted(user_id=1).envelope is None
 
 
 def test_data_that_do_not_fit_are_listed_without_their_values():

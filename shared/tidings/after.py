@@ -27,8 +27,15 @@ before the event, tier by tier:
 may be from before the event, and every read in the block loads directly and keeps nothing. The commit came before the
 event, so a load that begins now sees it. The same holds on ``memory://``, where nothing applies events.
 
-What the block cannot know is what a load itself read. A function that calls other cached functions, and was loaded
-*outside* by way of a local tier or a stale value that the inner one permits, is as old as that.
+**Loads are such blocks too.** A cached function that calls another would otherwise take what is wrong beyond every
+bound, and beyond what either of the two permits:
+
+    1. writer   commits, invalidates the tag of both functions
+    2. reader   calls the outer one: finds the new token, loads
+    3. load     calls the inner one: the local tier, whose tail has not heard yet, serves the value of before
+    4. reader   stores the result under the new token, for its whole ttl
+
+So what a load reads is read as inside a block: from Redis, not stale, or loaded.
 
 **Who is inside**: the task or thread that entered, and the tasks that it starts inside, until the block ends, for
 reads of this cache both ways, awaited and blocking. Blocks nest and lie side by side: each reads under the strictest of
@@ -42,7 +49,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
@@ -89,6 +96,8 @@ class _Scope:
     ended: bool = False
 
 
+_NOTHING = nullcontext()
+
 _scope: ContextVar[_Scope | None] = ContextVar("tidings_after", default=None)
 
 
@@ -100,6 +109,8 @@ class Scopes:
 
     def __init__(self) -> None:
         self.open = 0
+        #: whether some function of this cache may serve what is older than the tokens in Redis
+        self.nests = False
         self._lock = threading.Lock()
         self._late = False
         self._said: OrderedDict[str, None] = OrderedDict()
@@ -135,6 +146,10 @@ class Scopes:
                 self.open -= 1
             with suppress(ValueError):  # it ends in another context than it began in; that it has ended is enough
                 _scope.reset(token)
+
+    def loading(self) -> AbstractContextManager[None]:
+        """Have what a load reads be as new as the tokens that its result is stored under; see above."""
+        return self.inside(Rule.FRESH) if self.nests else _NOTHING
 
     def came(self, outcome: Exception | None, name: str) -> Rule:
         """Take note of what came of waiting for an event, say it where it is worth a line, and return the rule."""

@@ -12,7 +12,7 @@ everything.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -30,15 +30,8 @@ from .servers import cluster_nodes
 from .settings import Settings
 from .telemetry import log
 
-#: Times that one command follows a redirection; and then that a script is sent in full.
-_MOST_ROUNDS = 6
-
 #: Seconds between two looks at the slots, unless nothing is known of them.
 _LEARN_AGAIN = 0.2
-
-Wire = Sequence[Any]
-Batches = Mapping[Address, Sequence[Wire]]
-Answers = Mapping[Address, Sequence[Any] | Exception]
 
 
 class NodeError(UnavailableError):

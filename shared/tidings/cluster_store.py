@@ -149,12 +149,6 @@ class ClusterStore:
         """See `RedisStore.blocking_for`."""
         return self._clients(await self._locate(key)).blocking
 
-    async def primaries(self) -> dict[Address, redis.asyncio.Redis]:
-        """Return a client of each primary, away or not, for what concerns servers and no key. Raises UnavailableError."""
-        self.cluster.doubt()
-        await self._learn(again=self.cluster.doubtful)
-        return {address: self._clients(address).client for address in self.cluster.slots.primaries}
-
     async def _locate(self, key: str) -> Address:
         """See `Cluster.locate`."""
         self.cluster.doubt()

@@ -2,8 +2,8 @@
 
 About one read in a hundred is noted (`hot_sample`). Which one comes next is drawn at random when one is noted: so a
 read costs a countdown, and a service that reads in a rhythm is not heard at the same beat always. What is noted is
-gathered here and goes to Redis behind a later read, every few seconds at most: a sorted set of calls for each namespace and
-window of `WINDOW_SECONDS`. Windows expire, and so does the fame of what nobody reads any more.
+gathered here and goes to Redis behind a later read, every few seconds at most: a sorted set of calls for each namespace
+and window of `WINDOW_SECONDS`. Windows expire, and so does the fame of what nobody reads any more.
 
 Gathering costs little because a call that is read often is mostly the same `Target`: its arguments become text once,
 when they are sent. Only arguments that can still change by then become text at once.

@@ -65,6 +65,11 @@ class Policy:
         return max(self.swr_ms, self.stale_if_error_ms)
 
     @property
+    def may_be_old(self) -> bool:
+        """Whether what is served may be older than the tokens in Redis are."""
+        return self.local_ttl_ms > 0 or self.max_staleness_ms > 0 or self.grace_ms > 0
+
+    @property
     def needs_ttl(self) -> bool:
         """Whether a read must ask how much of the ttl is left."""
         return self.early > 0 or self.grace_ms > 0 or self.local_ttl_ms > 0

@@ -177,7 +177,8 @@ class Reader(Driver):
             case Ask(operation, bulk):
                 return await self.ask(operation, bulk=bulk)
             case Invoke(load):
-                return await load()
+                with self._scopes.loading():
+                    return await load()
             case Fly(identity, make, timeout):
                 return await self.flights.join(identity, lambda: self.drive(make()), timeout)
             case Follow(following):

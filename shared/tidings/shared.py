@@ -87,6 +87,7 @@ class Shared:
         made = target(call, self.keys, self.telemetry.of(call.namespace, call.label))
         # Where values are encrypted, what decodes without a key is not ours.
         made.plain = made.plain and not self.sealer.encrypts(call.namespace)
+        self.scopes.nests = self.scopes.nests or call.policy.may_be_old
         if call.policy.local_ttl_ms:
             made.slot = self.tier.get(made.key)
         return made

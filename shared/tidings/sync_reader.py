@@ -142,7 +142,8 @@ class SyncReader(Driver):
             case Ask(operation):
                 return self.ask(operation)
             case Invoke(load):
-                return load()
+                with self._scopes.loading():
+                    return load()
             case Fly(identity, make, timeout):
                 return self.flights.join(identity, lambda: self.drive(make()), timeout)
             case Follow(following):

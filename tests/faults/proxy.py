@@ -18,8 +18,8 @@ _RESET = struct.pack("ii", 1, 0)
 class Proxy:
     """Forwards from `port` to a port of this machine, as a context manager.
 
-    A *black hole* keeps what it is sent and says nothing, nor that a side has closed; once healed it delivers all of it,
-    however late, as a network does. With *resets* every connection ends at once, and so does each new one.
+    A *black hole* keeps what it is sent and says nothing, nor that a side has closed; once healed it delivers all of
+    it, however late, as a network does. With *resets* every connection ends at once, and so does each new one.
     """
 
     def __init__(self, target: int) -> None:
@@ -57,7 +57,7 @@ class Proxy:
         self._resets = False
         self._loop.call_soon_threadsafe(self._flowing.set)
 
-    def _call(self, coroutine):  # noqa: ANN202 whatever the coroutine gives
+    def _call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _start(self) -> asyncio.Server:

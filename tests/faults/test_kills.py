@@ -28,7 +28,7 @@ async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, cl
             share = events * (number + 1) // kills - events * number // kills
             publishing = asyncio.create_task(world.publish_many(share, THINGS))
             await asyncio.sleep(random.uniform(0, 0.3))
-            while not (ready := [worker for worker in running if worker.code is None and worker.events("worker_started")]):
+            while not (ready := [one for one in running if one.code is None and one.events("worker_started")]):
                 await asyncio.sleep(0.01)
             random.choice(ready).send(signal.SIGKILL)
             await publishing

@@ -236,6 +236,20 @@ def test_a_map_fills_templates_from_the_event(rules):
     assert plan.tags == {"package:json", "month:2026-11"}
 
 
+def test_a_map_reads_a_field_that_only_the_class_knows_and_one_that_only_the_data_have(rules):
+    rules.map(Ingested, tags=["package:{package}"])
+    rules.map("rules.half_known", tags=["{known}:{unknown}"])
+    assert rules.simulate(INGESTED).tags == {"package:json"}
+    assert rules.plan(by_hand("rules.half_known", '{"known": 1, "unknown": true}')).tags == {"1:true"}
+
+
+def test_each_rule_is_given_an_event_of_its_own(rules):
+    """What one rule does to a list in the event's data is not what the next one decides from."""
+    rules.on("rules.listed")(lambda event: Invalidate(tags=[event.names.pop()]))
+    rules.on("rules.listed")(lambda event: Invalidate(tags=[f"last:{event.names[-1]}"]))
+    assert rules.plan(by_hand("rules.listed", '{"names": ["a", "b"]}')).tags == {"b", "last:b"}
+
+
 def test_a_map_warms_functions_with_the_fields_their_parameters_name(rules):
     rules.map(Ingested, warm=[get_tree, get_popular, get_named, Warm(get_popular, limit=3)])
     assert rules.simulate(INGESTED).warms == (

@@ -56,12 +56,15 @@ class Consumer:
         """
         while not stop.is_set():
             try:
-                entries = await self.group.read(self._batch, self._block_ms)
+                following = await self.group.next(self._batch)
+                entries = following.entries or await self.group.read(self._batch, self._block_ms)
             except Exception as error:  # noqa: BLE001 what is no outage is raised again
                 await self._recover(error, patience)
                 continue
             patience.succeeded()
             self.is_behind = len(entries) == self._batch
+            if following.skipped:
+                await self._checked(patience, self._watch.skipped(self.group.stream.events, following))
             if entries:
                 await self.apply(entries, stop, patience)
 
@@ -94,17 +97,16 @@ class Consumer:
         for entry, _ in outcome.failed:
             self.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
         if outcome.incomplete:  # claimed by others meanwhile, or the group was lost and nothing said so
-            await self._checked(patience)
+            await self._checked(patience, self._watch.check())
 
     async def _recover(self, error: Exception, patience: Patience) -> None:
         """Wait for the next attempt, which begins with a look at what was lost. Raises what is no outage."""
         if not looks_lost(error):
             await patience.wait(error)
-        await self._checked(patience)
+        await self._checked(patience, self._watch.check())
 
-    async def _checked(self, patience: Patience) -> None:
-        check: Callable[[], Awaitable[None]] = self._watch.check
+    async def _checked(self, patience: Patience, check: Awaitable[None]) -> None:
         try:
-            await check()
+            await check
         except Exception as error:  # noqa: BLE001 as above
             await patience.wait(error)

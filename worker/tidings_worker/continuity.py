@@ -9,7 +9,9 @@ whatever can make a group skip has to leave a trace, and each look compares:
 2. **The stream is another**: its counters of entries ever added, or its last id, went back.
 3. **Unread entries were trimmed.** The server counts entries ever added to the stream and ever read by the group. At
    the end of the stream the two are equal; while all that is left of the stream is unread, what was removed from it is
-   what was read. A deficit that grows is entries that were removed unread. (`lag` is not used: it can be null or wrong.)
+   what was read. A deficit that grows is entries that were removed unread. (`lag` is not used: it may be wrong.)
+   The next read ends the deficit, since newer servers set the count to where the group stands then; so a read says
+   itself how many entries it has jumped over (`Group.next`).
 4. **Unread entries were deleted** one by one: the greatest deleted id lies behind where the group stood at the last
    look. Or the group's **position was set** by hand: the server has lost count of what it has read.
 5. **Pending entries were trimmed**: the oldest of them is older than the oldest entry.
@@ -88,13 +90,18 @@ def losses(before: Position | None, now: Position) -> list[Loss]:
 def _unread(before: Position, now: Position) -> list[Loss]:
     counted = deficit(now)
     if counted is not None and counted > before.deficit:
-        return [Loss("trimmed", f"{counted - before.deficit} events were removed before they were read")]
+        return [trimmed(counted - before.deficit)]
     if as_pair(now.deleted) > max(as_pair(before.delivered), as_pair(before.deleted)):
         return [Loss("deleted", f"the entry {now.deleted} was deleted, perhaps before it was read")]
     # A deleted entry ahead, which was dealt with when it was deleted, makes the server lose count as well.
     if now.read is None and before.read is not None and as_pair(now.deleted) <= as_pair(before.delivered):
         return [Loss("position", "the group's position was set by hand")]
     return []
+
+
+def trimmed(events: int) -> Loss:
+    """Return the loss of so many entries that were removed unread."""
+    return Loss("trimmed", f"{events} events were removed before they were read")
 
 
 def _pending(before: Position, now: Position) -> list[Loss]:

@@ -15,8 +15,8 @@ from tidings import Cache
 from tidings.hearing import Clients
 from tidings.keys import ALL
 
-from .continuity import Histories, Loss, Position, carried_on, losses
-from .groups import Group
+from .continuity import Histories, Loss, Position, carried_on, losses, trimmed
+from .groups import Group, Next
 from .outage import Patience, is_group_gone, pause
 from .telemetry import log
 
@@ -153,6 +153,12 @@ class Watch:
         self._owed.append((stream, found))
         async with self._lock:
             await self._pay()
+
+    async def skipped(self, stream: str, following: Next) -> None:
+        """Make up for entries that a read found removed, unless the last look has seen them to be missing there."""
+        last = self._positions.get(stream)
+        if last is None or last.delivered != following.after or last.deficit < following.skipped:
+            await self.make_up_for(stream, [trimmed(following.skipped)])
 
     async def _pay(self) -> None:
         while self._owed:

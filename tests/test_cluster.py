@@ -349,13 +349,18 @@ def mortal(mortal_cluster):
     return mortal_cluster
 
 
+def third_of(key):
+    return key_slot(key.encode()) * 3 // 16384
+
+
 def prefix_at(node):
-    """Return a prefix under which what every read and invalidation needs is on one of the three nodes."""
-    for prefix in map(str, range(10_000)):
-        keys = ("token:all", "token:namespace:default", "invalidations")
-        if {key_slot(f"{prefix}:{key}".encode()) * 3 // 16384 for key in keys} == {node}:
-            return prefix
-    raise AssertionError
+    """Return a prefix under which what all reads and invalidations need is on one of the three nodes, wakes are not."""
+    needed = ("token:all", "token:namespace:default", "invalidations")
+    return next(
+        prefix
+        for prefix in map(str, range(10_000))
+        if {third_of(f"{prefix}:{key}") for key in needed} == {node} and third_of(f"{prefix}:lease:ended") == 1
+    )
 
 
 async def read(cache, names, value):
@@ -383,13 +388,14 @@ async def test_without_one_node_the_others_are_read_and_what_needs_it_says_so(mo
     prefix, dead = prefix_at(0), mortal.nodes[1]
     async with Cache(mortal.url, prefix=prefix, operation_timeout=0.5) as cache:
         (gone,) = names_at(mortal, dead, 1, f"{prefix}:cache:default:")
-        (there,) = names_at(mortal, mortal.nodes[0], 1, f"{prefix}:cache:default:")
+        there, new = names_at(mortal, mortal.nodes[0], 2, f"{prefix}:cache:default:")
         assert await read(cache, [gone, there], 1) == [1, 1]
         assert await read(cache, [gone, there], 2) == [1, 1]
         dead.kill()
         assert await read(cache, [gone, there], 3) == [3, 1]
         assert [cache.sync.get_or_set(name, lambda: 4) for name in (gone, there)] == [4, 1]
         assert cache._shared.breaker.closed
+        assert await read(cache, [new], 3) + await read(cache, [new], 4) == [3, 3], "without wakes"
         with pytest.raises(InvalidationError, match=str(dead.port)):
             await cache.delete(gone)
         with pytest.raises(InvalidationError, match=str(dead.port)):

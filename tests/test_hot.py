@@ -237,7 +237,7 @@ def test_a_forked_child_does_not_send_what_its_parent_has_noted(url):
     hot.note(by_id, target, (7,), {})
     child = os.fork()
     if not child:
-        os._exit(0 if hot._taken() == {} else 1)
+        os._exit(0 if hot._taken() == [] else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert hot._taken()
     cache.sync.close()

@@ -21,7 +21,8 @@ of `fence` needs. A fill compares and replaces the lineage in the entry's key al
     4. leader    writes to the stream
 
 4 comes after 2, so it is behind the position of 1. A leader that dies between 3 and 4 is waited for until the lease
-would have run out, like one that dies before.
+would have run out, like one that dies before. Where the node of the lease or of the stream is away, everybody loads: a
+lease saves loads, and nothing depends on it.
 
 **Invalidate.** Tokens and tombstones first, and when each is acknowledged, the log and then the word to receipts: who
 hears of an invalidation finds it done. When one of them fails nothing is logged, and the caller repeats it all.
@@ -83,6 +84,9 @@ T = TypeVar("T")
 #: Entries of the log behind the beginning of a load that its fill looks through; with more of them it is refused.
 MOST_NOTICES = 1000
 
+#: The reply of TIME where the log's node is away: a time that was not asked.
+_NO_TIME = (0, 0)
+
 _NOTHING_TOLD = '{"tokens":{},"entries":[]}'
 
 
@@ -124,8 +128,8 @@ def walks(operation: Operation[Any]) -> bool:
     return isinstance(operation, Scan) and operation.cursor == 0
 
 
-def _script(script: Script, key: str | bytes, *arguments: str | bytes | int) -> To:
-    return To(key, (script, 1, key, *arguments))
+def _script(script: Script, key: str | bytes, *arguments: str | bytes | int, optional: bool = False) -> To:
+    return To(key, (script, 1, key, *arguments), optional)
 
 
 def _plain(operation: Operation[T]) -> Program[T]:
@@ -150,8 +154,10 @@ def _look(look: Look, around: Around) -> Program[Looked]:
     if look.ttl:
         wanted.insert(0, To(look.keys[0], ("PTTL", look.keys[0])))
     if look.time:
-        wanted.insert(0, To(around.log, ("TIME",)))
+        wanted.insert(0, To(around.log, ("TIME",), optional=True))
     replies = yield wanted
+    if look.time and isinstance(replies[0], Exception):
+        replies[0] = _NO_TIME
     asked = len(wanted) - len(look.keys)
     return look.parse([*replies[:asked], [value for (value,) in replies[asked:]]])
 
@@ -161,13 +167,13 @@ def _open(opening: Open) -> Program[Opened]:
     places, lease = opening.places, opening.lease
     wanted = [
         _script(OPEN_ENTRY, entry, opening.vacancy, opening.vacancy_ms, int(opening.renew)),
-        To(places.log, ("TIME",)),
-        _script(WAKES_END, places.wakes),
+        To(places.log, ("TIME",), optional=True),
+        _script(WAKES_END, places.wakes, optional=True),
         *([_script(LOG_END, places.log)] if opening.log else []),
         *(To(token, ("MGET", token)) for token in tokens),
     ]
     head, time, position, *rest = yield wanted
-    now_us = microseconds(time)
+    now_us = microseconds(_NO_TIME if isinstance(time, Exception) else time)
     logged, at = rest.pop(0) if opening.log else (b"", 0)
     found: list[bytes | None] = [value for (value,) in rest]
     missing = [index for index, value in enumerate(found) if value is None or len(value) < UNIQUE_LENGTH]
@@ -176,9 +182,12 @@ def _open(opening: Open) -> Program[Opened]:
         for index, value in zip(missing, made, strict=True):
             found[index] = value
     leads, left_ms = 1, 0
-    if lease is not None:
+    if isinstance(position, Exception):
+        position = b"0-0"
+    elif lease is not None:
         under = b"".join((head[LINEAGE_START:], *((value or b"")[:UNIQUE_LENGTH] for value in found), logged))
-        ((leads, left_ms),) = yield [_script(TAKE_LEASE, places.lease, lease.owner, under, lease.ms)]
+        (taken,) = yield [_script(TAKE_LEASE, places.lease, lease.owner, under, lease.ms, optional=True)]
+        leads, left_ms = (1, 0) if isinstance(taken, Exception) else taken
     return Opened(head, found, now_us, bool(leads), max(0, left_ms), position.decode(), logged.decode(), int(at))
 
 
@@ -233,9 +242,9 @@ def _prolong(tokens: Sequence[str], keep_ms: int) -> list[To]:
 def _end_lease(places: Places, owner: bytes, entry: str) -> Program[None]:
     if not owner:
         return
-    (waited,) = yield [_script(END_LEASE, places.lease, owner)]
-    if waited:
-        yield [_script(TELL, places.wakes, entry)]
+    (waited,) = yield [_script(END_LEASE, places.lease, owner, optional=True)]
+    if waited == 1:
+        yield [_script(TELL, places.wakes, entry, optional=True)]
 
 
 def _put(put: Put) -> Program[None]:

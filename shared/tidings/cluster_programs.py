@@ -20,6 +20,8 @@ class To:
 
     where: str | bytes | Address
     command: Command
+    #: whether the program goes on without it: then it is sent the error in place of a reply
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ def together(programs: Sequence[Program[Any]]) -> Program[list[Any]]:
     failures: list[Exception] = []
     running: list[tuple[int, Sequence[To]]] = []
 
-    def advance(index: int, replies: Sequence[Any] | None) -> None:
+    def advance(index: int, wanted: Sequence[To] = (), replies: Sequence[Any] | None = None) -> None:
         program = programs[index]
-        error = next((reply for reply in replies or () if isinstance(reply, Exception)), None)
+        needed = (reply for to, reply in zip(wanted, replies or (), strict=True) if not to.optional)
+        error = next((reply for reply in needed if isinstance(reply, Exception)), None)
         try:
             batch = program.send(replies) if error is None else program.throw(error)
         except StopIteration as done:
@@ -55,12 +58,12 @@ def together(programs: Sequence[Program[Any]]) -> Program[list[Any]]:
             running.append((index, batch))
 
     for index in range(len(programs)):
-        advance(index, None)
+        advance(index)
     while running:
         before, running = running, []
         replies = iter((yield [to for _, batch in before for to in batch]))
         for index, batch in before:
-            advance(index, [next(replies) for _ in batch])
+            advance(index, batch, [next(replies) for _ in batch])
     if failures:
         raise failures[0]
     return results

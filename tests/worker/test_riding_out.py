@@ -23,6 +23,7 @@ OUTAGES = [
     redis_errors.ReadOnlyError("READONLY"),
     redis_errors.OutOfMemoryError("OOM"),
     redis_errors.ResponseError("MISCONF Redis is configured to save"),
+    redis_errors.ResponseError("Command # 2 (SET a b) of pipeline caused error: MISCONF Redis is configured to save"),
     redis_errors.ResponseError("NOREPLICAS Not enough good replicas"),
     redis_errors.ClusterDownError("CLUSTERDOWN The cluster is down"),
     ConnectionResetError(),

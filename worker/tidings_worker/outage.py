@@ -58,14 +58,19 @@ def is_outage(error: BaseException | None) -> bool:
         return error.__cause__ is None or is_outage(error.__cause__)
     if isinstance(error, AuthenticationError | AuthorizationError):
         return False
-    if isinstance(error, ResponseError) and str(error).startswith(_STATES):
+    if isinstance(error, ResponseError) and _said(error).startswith(_STATES):
         return True
     return isinstance(error, _OUTAGES)
 
 
 def is_group_gone(error: BaseException) -> bool:
     """Say whether the server says that the consumer group, or its stream, is not there."""
-    return isinstance(error, RedisError) and str(error).startswith("NOGROUP")
+    return isinstance(error, RedisError) and _said(error).startswith("NOGROUP")
+
+
+def _said(error: BaseException) -> str:
+    """Return what the server said: in a pipeline redis-py puts the command before it."""
+    return str(error).rpartition(" caused error: ")[2]
 
 
 class Outage:

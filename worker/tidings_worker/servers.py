@@ -1,6 +1,9 @@
 """What concerns the servers as such, and not what they hold: their histories, and their settings."""
 
 import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from redis.asyncio import Redis
 from tidings.cluster_store import ClusterStore
@@ -13,8 +16,10 @@ from .outage import is_outage
 async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], bool]:
     """Return the replication ids of the servers that answer, and whether all did; see `continuity`.
 
-    Raises what Redis does when none answers.
+    Raises UnavailableError, or what Redis does, when none answers.
     """
+    if isinstance(store, RedisStore):
+        return frozenset({await store.run(_History())}), True
     seen: set[str] = set()
     failure: Exception | None = None
     for client in await store.primaries():
@@ -28,6 +33,27 @@ async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], b
     if failure is not None and not seen:
         raise failure
     return frozenset(seen), failure is None
+
+
+class _History:
+    """Ask the server at the other end of the store's own connection, over which invalidations go, for its history.
+
+    Not one that a client has connected to: while sentinels relieve a primary it goes on for seconds, and whoever
+    connects is led to its successor, whose history is new.
+
+        1. worker      asks a client, newly connected, and sees the new history
+        2. worker      invalidates everything, at the old primary, and keeps what it has seen
+        3. sentinels   make the old primary a replica of the new one: what it was told is gone
+        4. worker      is connected to the new primary, and sees what it has seen already
+    """
+
+    commands = (("INFO", "replication"),)
+
+    def parse(self, replies: Sequence[Any]) -> str:
+        found = re.search(rb"master_replid:(\w+)", bytes(replies[0]))
+        if found is None:
+            raise ValueError("the server does not say which history it has")
+        return found[1].decode()
 
 
 async def check_settings(store: RedisStore | ClusterStore, where: str, jobs: Redis, jobs_where: str) -> None:

@@ -348,7 +348,11 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
     told = shell.run("stats", TIDINGS_URL=url)
     assert told.code == 0
     words = " ".join(told.out.split())
-    for expected in ("events in the stream 3", "group tidings of events 2 to read, 1 pending, 1 consumers", "entries in users 2"):
+    for expected in (
+        "events in the stream 3",
+        "group tidings of events 2 to read, 1 pending, 1 consumers",
+        "entries in users 2",
+    ):
         assert expected in words
 
 

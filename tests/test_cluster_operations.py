@@ -195,6 +195,15 @@ def test_what_was_lost_after_an_invalidation_during_the_load_does_not_hide_it(wo
     assert world.stored == 0
 
 
+def test_a_log_begun_anew_under_the_same_id_is_not_taken_for_the_old_one(world, loaded):
+    """Ids are milliseconds: what was lost within one may have had the notice."""
+    ((identifier, fields),) = world.client.xrange("log")
+    world.client.unlink("log")
+    world.client.xadd("log", {**fields, b"at": str(int(fields[b"at"]) + 1)}, id=identifier)
+    to_the_end(loaded)
+    assert world.stored == 0
+
+
 def test_a_fill_that_would_have_to_look_through_too_much_of_the_log_is_refused(world, loaded):
     with world.client.pipeline(transaction=False) as pipe:
         for _ in range(MOST_NOTICES):

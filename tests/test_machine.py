@@ -734,7 +734,7 @@ class Machine(RuleBasedStateMachine):
         self._advance(before, steps)
 
     @rule(process=PROCESS, by=PROCESS, item=ITEM, what=WHAT, owner=OWNER, steps=st.integers(1, 9), then=PROCESS)
-    def overtake(self, process, by, item, what, owner, steps, then):  # noqa: PLR0917 drawn by name
+    def overtake(self, process, by, item, what, owner, steps, then):
         """The race itself: a read has begun, the item changes, and somebody reads it who knows of that."""
         self.world.processes[process].hear(5)
         self.read(process, item, steps)

@@ -251,7 +251,7 @@ async def test_without_jitter_all_ttls_are_the_same(world, load):
     ],
 )
 @pytest.mark.parametrize("how", ["options", "environment"])
-async def test_ttl_words_and_the_ttl_of_a_namespace_come_from_the_settings(  # noqa: PLR0917
+async def test_ttl_words_and_the_ttl_of_a_namespace_come_from_the_settings(
     request, monkeypatch, place, kind, load, how, ttl, namespace, seconds
 ):
     url = "memory://" if place == "memory" else request.getfixturevalue("url")

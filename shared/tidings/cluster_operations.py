@@ -221,11 +221,19 @@ def _result_tokens(results: Results, log: str, keep_ms: int) -> Program[tuple[by
     stamp = _digits(results.logged_at)
     found = yield [_script(FIRST_USE, token, unique(), stamp, keep_ms) for token in results.tokens]
     (since,) = yield [To(log, ("XRANGE", log, results.logged, "+", "COUNT", MOST_NOTICES))]
-    if not since or since[0][0].decode() != results.logged or len(since) == MOST_NOTICES:
+    if not since or not _is_the_same(since[0], results) or len(since) == MOST_NOTICES:
         return None
     if any(_notice(fields) & set(results.tokens) for _, fields in since[1:]):
         return None
     return tuple(token[:UNIQUE_LENGTH] for token in found)
+
+
+def _is_the_same(entry: Sequence[Any], results: Results) -> bool:
+    """Say whether this entry was the log's last one: begun anew within a millisecond, a log has the same ids."""
+    identifier, fields = entry[0].decode(), entry[1]
+    at = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"at", b"")
+    logged_at = int(at) if at.isdigit() else int(identifier.partition("-")[0]) * 1000 + 999  # as in `scripts`
+    return identifier == results.logged and logged_at == results.logged_at
 
 
 def _notice(fields: Sequence[bytes]) -> set[str]:

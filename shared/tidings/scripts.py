@@ -36,13 +36,16 @@ NOW = "local t = redis.call('TIME') local now = t[1] .. string.format('%06d', t[
 # The invalidation log is the clock that invalidations are ordered by, since the server's may be set back: each of its
 # entries has a time behind that of the one before it. Gives the last entry's id and time; '' and 0 without one.
 LAST = """
+local function at_of(entry)
+  for i = 1, #entry[2], 2 do
+    if entry[2][i] == 'at' then return tonumber(entry[2][i + 1]) or 0 end
+  end
+  return tonumber(string.match(entry[1], '^%d+')) * 1000 + 999
+end
 local function last_of(log)
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if not last then return '', 0 end
-  for i = 1, #last[2], 2 do
-    if last[2][i] == 'at' then return last[1], tonumber(last[2][i + 1]) or 0 end
-  end
-  return last[1], tonumber(string.match(last[1], '^%d+')) * 1000 + 999
+  return last[1], at_of(last)
 end
 local function digits(at) return string.format('%016.0f', at) end
 """
@@ -131,7 +134,8 @@ return {{head, tokens, now, leads, left, position, asked and logged or '', asked
 # of the lease or '', and the tokens' values, then a fresh value for each result tag.
 #
 # A token must outlive the entries under it, or they end early: each fill prolongs its tokens, and never shortens them.
-# Of result tags nothing is known without the log of before the load: its last entry must still be there.
+# Of result tags nothing is known without the log of before the load: its last entry must still be there, with its time,
+# since a log that was begun anew within a millisecond can have another entry under that id.
 FILL = Script.of(f"""
 {NOW}
 {LAST}
@@ -145,7 +149,8 @@ if results > 0 then
   local logged, at = last_of(KEYS[#KEYS])
   local seen = tonumber(ARGV[8])
   local quiet = logged == ARGV[9]
-  local refused = #redis.call('XRANGE', KEYS[#KEYS], ARGV[9], ARGV[9]) == 0
+  local kept = redis.call('XRANGE', KEYS[#KEYS], ARGV[9], ARGV[9])[1]
+  local refused = not kept or at_of(kept) ~= seen
   for i = 1, results do
     local key = KEYS[1 + tokens + i]
     local token = redis.pcall('GET', key)

@@ -43,7 +43,7 @@ class Template:
 
         Raises ArgumentError when a value is missing or has no stable text.
         """
-        return "".join(part if isinstance(part, str) else self._text(part, value_of)[1] for part in self.parts)
+        return "".join([part if isinstance(part, str) else self._text(part, value_of)[1] for part in self.parts])
 
     def texts(self, value_of: Callable[[str], Any]) -> list[tuple[str, str]]:
         """Return each field's type and text, of which the rendered template no longer tells where one ends."""
@@ -64,20 +64,29 @@ class Template:
             raise ArgumentError(f"the template {self.text!r} cannot format {field.name!r}: {error}") from None
 
 
+#: Tuples, because a union would be made anew for every value.
+_PLAIN = (str, int, float, Decimal, UUID)
+_TIMES = (datetime, date, time)
+#: Of which exactly nearly every value is.
+_USUAL = frozenset({str, int})
+
+
 def text_of(value: Any, where: str) -> str:
     """Return the text that a value has in a key or tag, the same for an argument and for an event's JSON.
 
     Raises ArgumentError for a type whose text is not stable or says nothing, like an object's address.
     """
+    if type(value) in _USUAL:
+        return str(value)
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
-    if isinstance(value, str | int | float | Decimal | UUID):
+    if isinstance(value, _PLAIN):
         return str(value)
-    if isinstance(value, datetime | date | time):
+    if isinstance(value, _TIMES):
         return value.isoformat().replace("+00:00", "Z")  # as pydantic writes it into an event's data
     raise ArgumentError(
         f"the template {where!r} cannot use a {type(value).__name__}; name an attribute of it, as in {{user.id}}"

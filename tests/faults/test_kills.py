@@ -14,11 +14,11 @@ THINGS = 50
 
 @pytest.mark.parametrize(
     ("kills", "events"),
-    [pytest.param(4, 2_000, id="4 kills"), pytest.param(50, 20_000, id="50 kills", marks=pytest.mark.slow)],
+    [pytest.param(3, 1_500, id="3 kills"), pytest.param(50, 20_000, id="50 kills", marks=pytest.mark.slow)],
 )
 @pytest.mark.timeout(400)
 async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, client, recovered, kills, events):
-    """One of three workers is killed with SIGKILL at random moments while events flow; each is started again.
+    """One of three workers is killed with SIGKILL at random moments while events flow, and is started again.
 
     Every event is applied, none is a dead letter, no stale value is served.
     """
@@ -26,11 +26,11 @@ async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, cl
     async with world.supervised(3) as running, world.readers(THINGS):
         for number in range(kills):
             share = events * (number + 1) // kills - events * number // kills
+            while not all(worker.code is None and worker.events("worker_started") for worker in running):
+                await asyncio.sleep(0.01)
             publishing = asyncio.create_task(world.publish_many(share, THINGS))
             await asyncio.sleep(random.uniform(0, 0.3))
-            while not (ready := [one for one in running if one.code is None and one.events("worker_started")]):
-                await asyncio.sleep(0.01)
-            random.choice(ready).send(signal.SIGKILL)
+            random.choice(running).send(signal.SIGKILL)
             await publishing
         recovered(await world.settle(client))
         assert sum(worker.code == -signal.SIGKILL for worker in world.workers) == kills
@@ -92,6 +92,8 @@ async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, s
             await world.check(client)
             world.check_every_change(client)
     assert worker.code is None
+    assert worker.events("redis_away")
+    assert worker.events("redis_back")
     assert worker.events("events_lost") == []
 
 
@@ -130,7 +132,7 @@ async def test_events_that_fail_end_in_the_dead_letters_and_no_other_does(new_wo
 @pytest.mark.parametrize(
     ("events", "workers", "deliveries"),
     [
-        pytest.param(300, 2, 3, id="3 of 300"),
+        pytest.param(200, 2, 3, id="2 of 200"),
         pytest.param(1_000, 3, 5, id="10 of 1000", marks=pytest.mark.slow),
     ],
 )

@@ -42,7 +42,7 @@ async def until_published(world, count):
         await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("seconds", [0, 3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 30))])
 async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_up_with(
     new_world, server_on_disk, recovered, seconds
 ):
@@ -102,6 +102,7 @@ async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_worl
         await world.check(client)
         world.check_every_change(client)
     assert [worker.code for worker in workers] == [None, None]
+    assert all(worker.events("redis_away") and worker.events("redis_back") for worker in workers)
     assert world.events("events_lost") == []
 
 
@@ -131,6 +132,8 @@ async def test_a_worker_that_is_cut_off_catches_up(new_world, url, client, recov
         await world.check(client)
         world.check_every_change(client)
         assert worker.code is None
+    assert worker.events("redis_away")
+    assert worker.events("redis_back")
     assert world.events("events_lost") == []
 
 

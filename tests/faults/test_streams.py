@@ -57,7 +57,7 @@ async def test_events_that_were_trimmed_before_they_were_read_invalidate_everyth
     world.workers[0].send(2)
     assert world.workers[0].wait() == 0
     for thing in range(THINGS):
-        world.truth[thing] = world.truth.get(thing, 0) + 1  # committed, and each of them published in the part that is trimmed
+        world.truth[thing] = world.truth.get(thing, 0) + 1
     with client.pipeline() as pipe:
         for number in range(1000):
             pipe.xadd(

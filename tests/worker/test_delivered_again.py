@@ -178,6 +178,32 @@ async def test_a_loss_that_is_found_in_an_outage_is_made_up_for_after_it(
     assert b"lost:" in client.get("token:all")
 
 
+@pytest.mark.parametrize("part", ["consumer", "reclaimer"])
+async def test_after_an_outage_nothing_is_asked_for_before_a_look_has_gone_through(client, service, new_parts, part):
+    """Another server may answer then, which lacks what this one had acknowledged."""
+    parts = await new_parts(service.rules)
+    calls, name = [], {"consumer": "next", "reclaimer": "claim_idle"}[part]
+    ask, check = getattr(parts.group, name), parts.watch.check
+
+    async def asking(*arguments):
+        calls.append("ask")
+        if calls.count("ask") == 1:
+            raise redis_errors.ConnectionError("gone")
+        parts.stop.set()
+        return await ask(*arguments)
+
+    async def checking():
+        calls.append("look")
+        if calls.count("look") < 3:
+            raise redis_errors.ConnectionError("still gone")
+        await check()
+
+    setattr(parts.group, name, asking)
+    parts.watch.check = checking
+    await getattr(parts, part).run(parts.stop, parts.patience())
+    assert calls == ["ask", "look", "look", "look", "ask"]
+
+
 async def test_acknowledging_nothing_is_nothing(new_parts, service):
     parts = await new_parts(service.rules)
     assert await parts.group.acknowledge([], Receipts()) == 0

@@ -56,7 +56,7 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     From the signal the process has `stop_timeout` seconds to end; then it is ended. Threads in which loads wait do not
     hold it up.
     """
-    _store_of(cache)
+    store_of(cache)
     stop = Stop(settings)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads())
@@ -96,7 +96,7 @@ class _Process:
         """Run until the stop, or until a part dies; return the exit code."""
         cache, settings, asked = self._cache, self._settings, self._stop.asked
         self._beat(stack)
-        store = _store_of(cache)
+        store = store_of(cache)
         pool = jobs_pool(cache.settings)
         stack.push_async_callback(pool.aclose)
 
@@ -230,7 +230,7 @@ class _Process:
                     raise
 
 
-def _store_of(cache: Cache) -> RedisStore | ClusterStore:
+def store_of(cache: Cache) -> RedisStore | ClusterStore:
     """Return the store of this event loop, whose clients the worker's own commands go through."""
     store = cache.reader().store
     if not isinstance(store, RedisStore | ClusterStore):

@@ -22,12 +22,12 @@ from rich.table import Table
 from tidings import Cache, Event, Settings, get_cache
 from tidings.errors import ConfigurationError, PermanentError, TransientError
 from tidings.operations import Ping
-from tidings.store import RedisStore, SyncRedisStore
 
-from .app import serve
+from .app import serve, store_of
 from .demo import PACKAGES, ROUNDS
 from .embedded import EmbeddedServer
 from .inspection import Stats, look
+from .jobs import jobs_pool
 from .loading import load_rules
 from .settings import WorkerSettings
 from .signals import exit_on_signals
@@ -239,18 +239,19 @@ def _check_is_server(settings: Settings) -> None:
 
 
 def _reach_server(settings: Settings) -> None:
-    """Raise UnavailableError when the server does not answer."""
+    """Raise UnavailableError when the server, or a node of the cluster, does not answer."""
     _check_is_server(settings)
-    store = SyncRedisStore.connect(settings)
-    try:
-        store.run(Ping())
-    finally:
-        store.close()
+    with Cache.from_settings(settings).sync as probe:
+        probe.reader.store.run(Ping())
 
 
 async def _look(cache: Cache) -> Stats:
-    async with RedisStore.connect(cache.settings).client as client:
-        return await look(client, cache.keys, cache.settings.partitions)
+    jobs = jobs_pool(cache.settings)
+    try:
+        return await look(store_of(cache), jobs, cache.keys, cache.settings.partitions)
+    finally:
+        await jobs.aclose()
+        await cache.aclose()
 
 
 def _print_stats(server: str, stats: Stats) -> None:

@@ -59,12 +59,12 @@ class Consumer:
                 following = await self.group.next(self._batch)
                 entries = following.entries or await self.group.read(self._batch, self._block_ms)
             except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                await self._recover(error, patience)
+                await self.recover(error, stop, patience)
                 continue
             patience.succeeded()
             self.is_behind = len(entries) == self._batch
             if following.skipped:
-                await self._checked(patience, self._watch.skipped(self.group.stream.events, following))
+                await _checked(self._watch.skipped(self.group.stream.events, following), patience)
             if entries:
                 await self.apply(entries, stop, patience)
 
@@ -91,22 +91,31 @@ class Consumer:
                 if stop.is_set() and is_outage(error):
                     log.warning("events_left_pending", stream=self.group.stream.events, events=len(entries))
                     return
-                await self._recover(error, patience)
+                await self.recover(error, stop, patience)
         patience.succeeded()
         now = self._clock()
         for entry, _ in outcome.failed:
             self.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
         if outcome.incomplete:  # claimed by others meanwhile, or the group was lost and nothing said so
-            await self._checked(patience, self._watch.check())
+            await _checked(self._watch.check(), patience)
 
-    async def _recover(self, error: Exception, patience: Patience) -> None:
-        """Wait for the next attempt, which begins with a look at what was lost. Raises what is no outage."""
+    async def recover(self, error: Exception, stop: asyncio.Event, patience: Patience) -> None:
+        """Wait until it is known what was lost: another server may answer now, and whoever asks first may be us.
+
+        Raises what is no outage.
+        """
         if not looks_lost(error):
             await patience.wait(error)
-        await self._checked(patience, self._watch.check())
+        while not await _checked(self._watch.check(), patience):
+            if stop.is_set():
+                return
 
-    async def _checked(self, patience: Patience, check: Awaitable[None]) -> None:
-        try:
-            await check
-        except Exception as error:  # noqa: BLE001 as above
-            await patience.wait(error)
+
+async def _checked(check: Awaitable[None], patience: Patience) -> bool:
+    """Carry out a check; after an outage, wait and return False."""
+    try:
+        await check
+    except Exception as error:  # noqa: BLE001 what is no outage is raised again
+        await patience.wait(error)
+        return False
+    return True

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
+from redis.crc import key_slot
 from redis.exceptions import ResponseError
+from tidings.cluster_store import ClusterStore
 from tidings.hearing import Clients
 from tidings.keys import EventStream
 from tidings.layout import unique
@@ -133,31 +135,33 @@ class Receipts:
 
 
 class Exchange:
-    """Commands for keys that may be on several servers: those for one server are one transaction.
+    """Commands for keys that may be on several servers, which are asked one after another, as they were first named.
 
-    Servers are asked one after another, in the order in which they were first named.
+    On one server they are one transaction. On a cluster those for keys of one slot are, for it permits no more.
     """
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
+        self._is_cluster = isinstance(clients, ClusterStore)
         self._pipes: dict[int, Any] = {}
-        #: for each command, in order: its server, and its place there
+        #: for each command, in order: its transaction, and its place there
         self._places: list[tuple[int, int]] = []
 
     async def at(self, key: str) -> Any:
         """Return the pipeline that takes one command for this key."""
         client = await self._clients.client_for(key)
-        pipe = self._pipes.setdefault(id(client), client.pipeline(transaction=True))
-        self._places.append((id(client), sum(server == id(client) for server, _ in self._places)))
+        which = key_slot(key.encode()) if self._is_cluster else 0
+        pipe = self._pipes.setdefault(which, client.pipeline(transaction=True))
+        self._places.append((which, sum(other == which for other, _ in self._places)))
         return pipe
 
     async def execute(self) -> list[Any]:
         """Send everything; return the replies in the order of the commands."""
         replies: dict[int, list[Any]] = {}
-        for server, pipe in self._pipes.items():
+        for which, pipe in self._pipes.items():
             async with asyncio.timeout(self._clients.timeout):
-                replies[server] = await pipe.execute()
-        return [replies[server][place] for server, place in self._places]
+                replies[which] = await pipe.execute()
+        return [replies[which][place] for which, place in self._places]
 
 
 class Group:

@@ -1,16 +1,19 @@
 """What a server holds and how far the workers are: read, never changed. Behind `tidings stats`."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from tidings.cluster_store import ClusterStore
 from tidings.keys import Keyspace
+from tidings.store import RedisStore
 
 from .groups import MARK
 
-#: Keys looked at when entries are counted; beyond it the counts are of a part, and say so.
+#: Keys of a server that are looked at when entries are counted; beyond it the counts are of a part, and say so.
 SCAN_AT_MOST = 100_000
 
 
@@ -48,24 +51,21 @@ class Stats:
         return asdict(self)
 
 
-async def look(client: Redis, keys: Keyspace, partitions: int = 1) -> Stats:
-    """Read the streams, their groups, the queues and the entries. Raises Redis's exceptions."""
+async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, partitions: int = 1) -> Stats:
+    """Read the streams, their groups, the queues and the entries; of the queue of warms `jobs` is the server.
+
+    Raises Redis's exceptions.
+    """
     streams = [stream.events for stream in keys.streams(partitions)]
-    pipe = client.pipeline(transaction=False)
-    pipe.xlen(keys.dead)
-    pipe.xlen(keys.log)
-    pipe.zcard(keys.jobs)
-    pipe.hgetall(keys.counts)
-    for stream in streams:
-        pipe.xlen(stream)
-    dead, logged, warms, counts, *events = await pipe.execute()
-    entries, complete = await _entries(client, keys)
+    client_for = store.client_for
+    counts = await (await client_for(keys.counts)).hgetall(keys.counts)  # type: ignore[misc]
+    entries, complete = await _entries(await store.primaries(), keys)
     return Stats(
-        sum(events),
-        [group for stream in streams for group in await _groups(client, stream)],
-        dead,
-        logged,
-        warms,
+        sum([await (await client_for(stream)).xlen(stream) for stream in streams]),
+        [group for stream in streams for group in await _groups(await client_for(stream), stream)],
+        await (await client_for(keys.dead)).xlen(keys.dead),
+        await (await client_for(keys.log)).xlen(keys.log),
+        await jobs.zcard(keys.jobs),
         {name.decode(errors="replace"): int(value) for name, value in sorted(counts.items())},
         entries,
         complete,
@@ -86,15 +86,18 @@ async def _groups(client: Redis, stream: str) -> list[GroupStats]:
     return found
 
 
-async def _entries(client: Redis, keys: Keyspace) -> tuple[dict[str, int], bool]:
+async def _entries(servers: Sequence[Redis], keys: Keyspace) -> tuple[dict[str, int], bool]:
     pattern = keys.entry("*", "*")
     start = pattern.removesuffix("*:*")
     counts: Counter[str] = Counter()
-    cursor, seen = 0, 0
-    while seen < SCAN_AT_MOST:
-        cursor, found = await client.scan(cursor, match=pattern, count=1000)
-        seen += 1000
-        counts.update(key.decode(errors="replace").removeprefix(start).partition(":")[0] for key in found)
-        if cursor == 0:
-            return dict(sorted(counts.items())), True
-    return dict(sorted(counts.items())), False
+    complete = True
+    for server in servers:
+        cursor, seen = 0, 0
+        while seen < SCAN_AT_MOST:
+            cursor, found = await server.scan(cursor, match=pattern, count=1000)
+            seen += 1000
+            counts.update(key.decode(errors="replace").removeprefix(start).partition(":")[0] for key in found)
+            if cursor == 0:
+                break
+        complete = complete and cursor == 0
+    return dict(sorted(counts.items())), complete

@@ -1,6 +1,6 @@
 """What rules ask for: invalidations and warms, and the plan that they come to. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,33 +12,36 @@ from tidings.keys import ALL, check_namespace, namespace_token, tag_token
 from .calls import check_importable, encode_call
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Invalidate:
-    """Everything in these namespaces and under these tags is wrong now; `everything`: all of it."""
+    """Everything in these namespaces and under these tags is wrong now; `everything`: all of it.
 
-    namespaces: Iterable[str] = ()
-    tags: Iterable[str] = ()
-    everything: bool = False
+    Raises ConfigurationError for one string where a list belongs (the rule is wrong), and ArgumentError for names that
+    cannot be: they are made of an event's data.
+    """
 
-    def __post_init__(self) -> None:
-        """Refuse one string where a list belongs (ConfigurationError: the rule is wrong) and names that cannot be.
+    namespaces: tuple[str, ...]
+    tags: tuple[str, ...]
+    everything: bool
 
-        The latter are ArgumentErrors: names are made of an event's data.
-        """
-        for word in ("namespaces", "tags"):
-            given = getattr(self, word)
+    def __init__(self, *, namespaces: Iterable[str] = (), tags: Iterable[str] = (), everything: bool = False) -> None:
+        for word, given in (("namespaces", namespaces), ("tags", tags)):
             if isinstance(given, str):
                 raise ConfigurationError(f"Invalidate({word}={given!r}): write {word}=[{given!r}]")
-            object.__setattr__(self, word, tuple(given))  # a generator gives its names once
+        namespaces, tags = tuple(namespaces), tuple(tags)  # a generator gives its names once
         try:
-            self.token_names()
+            names = [*map(namespace_token, namespaces), *map(tag_token, tags)]
         except ConfigurationError as error:
             raise ArgumentError(str(error)) from None
+        if everything:
+            names.insert(0, ALL)
+        # At once: a generated initializer takes a call for each, and every event makes one of these or more.
+        self.__dict__.update(namespaces=namespaces, tags=tags, everything=everything, _names=names)
 
-    def token_names(self) -> list[str]:
+    def token_names(self) -> Sequence[str]:
         """Return the names of the tokens that this changes."""
-        everything = [ALL] if self.everything else []
-        return [*everything, *map(namespace_token, self.namespaces), *map(tag_token, self.tags)]
+        names: list[str] = self.__dict__["_names"]
+        return names
 
 
 @dataclass(frozen=True, slots=True)

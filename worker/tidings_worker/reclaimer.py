@@ -76,10 +76,7 @@ class Reclaimer:
             try:
                 more = await self._turn(stop, patience)
             except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                if looks_lost(error):
-                    await self._lost_group(patience)
-                else:
-                    await patience.wait(error)
+                await self._consumer.recover(error, stop, patience)
             else:
                 patience.succeeded()
                 if not more:
@@ -101,15 +98,10 @@ class Reclaimer:
                     if not (is_outage(error) or looks_lost(error)):  # else the loops beside it see to it
                         raise
 
-    async def _lost_group(self, patience: Patience) -> None:
-        try:
-            await self._watch.check()
-        except Exception as error:  # noqa: BLE001 as above
-            await patience.wait(error)
-
     async def _turn(self, stop: asyncio.Event, patience: Patience) -> bool:
         """Do what is due once; say whether there is more of it."""
         due = self._consumer.retries.take(self._clock(), _CLAIMED_AT_ONCE)
+        full = len(due) == _CLAIMED_AT_ONCE
         try:
             while due and not stop.is_set():
                 await self._deliver(list(due), stop, patience)
@@ -121,7 +113,7 @@ class Reclaimer:
         if self._clock() - self._kept >= self._upkeep.trim_interval:
             await self._keep_short()
             self._kept = self._clock()
-        return more
+        return more or full
 
     async def _claim_from_the_dead(self, stop: asyncio.Event, patience: Patience) -> bool:
         claimed = await self._group.claim_idle(round(self._upkeep.claim_idle * 1000), self._cursor, _CLAIMED_AT_ONCE)

@@ -58,21 +58,21 @@ class Node:
 
 
 class RunningCluster:
-    """Primaries that share the slots in order, and replicas of the first of them; `config` is every node's."""
+    """Primaries that share the slots in order, and replicas of one `of` them; `config` is every node's."""
 
-    def __init__(self, primaries: int = 3, replicas: int = 0, **config: str) -> None:
+    def __init__(self, primaries: int = 3, replicas: int = 0, of: int = 0, **config: str) -> None:
         settings = {"cluster-enabled": "yes", "cluster-node-timeout": "500", "repl-diskless-sync-delay": "0"}
         settings |= {name.replace("_", "-"): value for name, value in config.items()}
         self.nodes: list[Node] = []
         try:
             for _ in range(primaries + replicas):
                 self.nodes.append(Node(settings))
-            self._join(primaries)
+            self._join(primaries, of)
         except BaseException:
             self.end()
             raise
 
-    def _join(self, primaries: int) -> None:
+    def _join(self, primaries: int, replicated: int) -> None:
         first, *others = self.nodes
         for index, node in enumerate(self.nodes):
             node.ask("SET-CONFIG-EPOCH", index + 1)
@@ -84,7 +84,7 @@ class RunningCluster:
         everybody = {f"127.0.0.1:{node.port}" for node in self.nodes}
         wait_until(lambda: all(everybody <= set(node.ask("NODES")) for node in self.nodes), "nodes to meet")
         for node in self.nodes[primaries:]:
-            node.ask("REPLICATE", first.id)
+            node.ask("REPLICATE", self.nodes[replicated].id)
         wait_until(lambda: all(node.is_ok() for node in self.nodes), "the cluster")
         for node in self.nodes[primaries:]:
             wait_until(

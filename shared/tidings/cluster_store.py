@@ -21,9 +21,10 @@ from .cluster_routing import Answers, Batches, exchange
 from .cluster_slots import Address
 from .errors import UnavailableError
 from .link import ClosedError
-from .operations import Operation
+from .operations import Command, Operation
 from .servers import Servers
 from .settings import Settings
+from .store import in_transaction, replies_of
 
 T = TypeVar("T")
 
@@ -134,6 +135,11 @@ class ClusterStore:
                 raise cluster.unavailable(f"no node says in {self.timeout:g} s who serves what", late) from late
             if error is not None:
                 raise error
+
+    async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:
+        """See `RedisStore.transact`. A key that has moved is an error, and then nothing was carried out."""
+        multiplexer = self._multiplexer(await self._locate(key), bulk=bulk)
+        return replies_of(await multiplexer.exchange(in_transaction(commands)), self.cluster.where)
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """See `RedisStore.client_for`."""

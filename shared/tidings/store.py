@@ -133,6 +133,15 @@ class RedisStore:
         except _FAILURES as error:
             raise _unavailable(self._where, error) from error
 
+    async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:  # noqa: ARG002
+        """Carry out commands as one transaction on the server that has this key; return their replies.
+
+        On a cluster all their keys must be in its slot. Raises UnavailableError, for the first error reply as well:
+        then the others may have been carried out.
+        """
+        multiplexer = self._for_bulk() if bulk else self._small
+        return replies_of(await multiplexer.exchange(in_transaction(commands)), self._where)
+
     def _for_bulk(self) -> Multiplexer:
         if self._bulk is None:
             self._bulk = self._multiplexer()
@@ -251,6 +260,21 @@ class SyncRedisStore:
         self._connections.close()
         for client in (self.client, self.blocking, *self._others):
             client.close()
+
+
+def in_transaction(commands: Sequence[Command]) -> list[Command]:
+    """Return the commands with those around them that make them one transaction."""
+    return [("MULTI",), *commands, ("EXEC",)]
+
+
+def replies_of(answers: Sequence[Any], where: str) -> list[Any]:
+    """Return the replies to the commands of a transaction, or raise UnavailableError for the first error among them."""
+    *queued, replies = answers
+    for reply in (*queued, *(replies if isinstance(replies, list) else (replies,))):
+        if isinstance(reply, Exception):
+            raise _unavailable(where, reply) from reply
+    found: list[Any] = replies
+    return found
 
 
 def _exchange(commands: Sequence[Command], known: set[str]) -> Generator[_Batch, _Replies, _Replies]:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 from tidings import Cache, Event
-from tidings.errors import NotAppliedError, PublishError, UnavailableError
+from tidings.errors import DeadLetteredError, NotAppliedError, PublishError, UnavailableError
 from tidings.publisher import Receipt
 
 RULES = """
@@ -111,6 +111,14 @@ class World:
         """Return the log events of a name of all workers."""
         return [event for worker in self.workers for event in worker.events(name)]
 
+    async def rode_out(self, worker) -> bool:
+        """Wait until all parts of a worker have their server again; say whether it had said that it was away."""
+        deadline = time.monotonic() + 10
+        while len(worker.events("redis_back")) < len(worker.events("redis_away")):
+            assert time.monotonic() < deadline, f"not back: {worker.err[-2000:]}"
+            await asyncio.sleep(0.02)
+        return bool(worker.events("redis_away"))
+
     # What the service does
 
     async def change(self, thing: int, **data: object) -> object:
@@ -185,6 +193,30 @@ class World:
                     self.follow(self.applied(change))
 
         await asyncio.gather(*(go_on() for _ in range(at_once)))
+
+    async def publish_with_poison(self, events: int, things: int, poison: str) -> list[bytes]:
+        """Publish events, of which one in a hundred is poison; return the stream ids of those.
+
+        Their receipts have to say that they were set aside; `settle` waits for that.
+        """
+        receipts = []
+
+        async def told(receipt: Receipt) -> None:
+            while True:
+                try:
+                    await receipt.applied(90)
+                except DeadLetteredError:
+                    return
+                except NotAppliedError:
+                    raise
+                except UnavailableError:
+                    await asyncio.sleep(0.05)
+
+        for _ in range(events // 100):
+            await self.publish_many(99, things)
+            receipts.append(await self.publish(poison=poison))
+            self.follow(told(receipts[-1]))
+        return sorted(receipt.id.encode() for receipt in receipts)
 
     def follow(self, waiting: Awaitable[None]) -> None:
         """Do something in the background; `settle` waits for it."""

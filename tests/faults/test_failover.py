@@ -9,9 +9,6 @@ same, because everything is.
 import asyncio
 import time
 
-import pytest
-from tidings import Event
-
 THINGS = 50
 
 
@@ -30,7 +27,7 @@ async def until_noticed(world, timeout=20):  # noqa: ASYNC109 what the test has 
 
 
 def lost_events(world, client):
-    """Return the ids of events that were acknowledged to their publisher, and are not in the stream of the new primary."""
+    """Return the ids of events that were acknowledged to their publisher and are not in the new primary's stream."""
     there = {stream_id.decode() for stream_id, _ in client.xrange("events")}
     return [stream_id for stream_id in world.published if stream_id not in there]
 

@@ -7,7 +7,6 @@ import time
 
 import pytest
 import redis
-from tidings.errors import DeadLetteredError
 
 THINGS = 50
 
@@ -30,7 +29,9 @@ async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, cl
                 await asyncio.sleep(0.01)
             publishing = asyncio.create_task(world.publish_many(share, THINGS))
             await asyncio.sleep(random.uniform(0, 0.3))
-            random.choice(running).send(signal.SIGKILL)
+            victim = random.choice(running)
+            victim.send(signal.SIGKILL)
+            await asyncio.to_thread(victim.wait)
             await publishing
         recovered(await world.settle(client))
         assert sum(worker.code == -signal.SIGKILL for worker in world.workers) == kills
@@ -92,24 +93,8 @@ async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, s
             await world.check(client)
             world.check_every_change(client)
     assert worker.code is None
-    assert worker.events("redis_away")
-    assert worker.events("redis_back")
+    assert await world.rode_out(worker)
     assert worker.events("events_lost") == []
-
-
-async def publish_with_poison(world, events, poison):
-    """Publish changes, and one event in a hundred that is poison; return the stream ids of those, once each is dead."""
-    receipts = []
-
-    async def told(receipt):
-        with pytest.raises(DeadLetteredError):
-            await receipt.applied(90)
-
-    for _ in range(events // 100):
-        await world.publish_many(99, THINGS)
-        receipts.append(await world.publish(poison=poison))
-        world.follow(told(receipts[-1]))
-    return sorted(receipt.id.encode() for receipt in receipts)
 
 
 @pytest.mark.parametrize("events", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
@@ -119,7 +104,7 @@ async def test_events_that_fail_end_in_the_dead_letters_and_no_other_does(new_wo
     world.start_worker()
     world.start_worker()
     async with world.readers(THINGS):
-        poisonous = await publish_with_poison(world, events, "raise")
+        poisonous = await world.publish_with_poison(events, THINGS, "raise")
         recovered(await world.settle(client), "the last one set aside after")
     letters = [letter for _, letter in client.xrange("events:dead")]
     assert sorted(letter[b"stream_id"] for letter in letters) == poisonous
@@ -146,7 +131,7 @@ async def test_events_that_end_their_worker_are_set_aside_and_take_no_other_with
     """
     world = new_world(url, TIDINGS_WORKER_MAX_DELIVERIES=str(deliveries))
     async with world.supervised(workers), world.readers(THINGS):
-        poisonous = await publish_with_poison(world, events, "die")
+        poisonous = await world.publish_with_poison(events, THINGS, "die")
         recovered(await world.settle(client, timeout=200), "the last one set aside after")
     letters = [letter for _, letter in client.xrange("events:dead")]
     assert sorted(letter[b"stream_id"] for letter in letters) == poisonous

@@ -84,7 +84,7 @@ class Recorder:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def handle(self, _group, entries, *, contiguous):
+    async def handle(self, _group, entries, *, contiguous, following):
         assert contiguous
         self.entered.set()
         await self.gate.wait()
@@ -199,7 +199,7 @@ async def test_what_comes_while_the_last_read_blocks_is_handled_not_lost(
 
 async def test_what_the_handler_raises_ends_the_loop_with_the_batch_pending(client, new_consumer, running):
     class Broken:
-        async def handle(self, *_, contiguous):
+        async def handle(self, *_, contiguous, following):
             raise ZeroDivisionError
 
     client.xadd("events", {"type": "consumer.changed"})

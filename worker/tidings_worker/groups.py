@@ -6,7 +6,7 @@ Raises redis-py's exceptions, and TimeoutError for an answer that does not come 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
@@ -15,7 +15,7 @@ from tidings.cluster_store import ClusterStore
 from tidings.hearing import Clients
 from tidings.keys import EventStream
 from tidings.layout import unique
-from tidings.operations import APPLIED_LENGTH
+from tidings.operations import APPLIED_LENGTH, Command
 from tidings.publisher import entries_of
 
 from .continuity import Position
@@ -116,6 +116,13 @@ class Next(NamedTuple):
     after: str
 
 
+class Acknowledged(NamedTuple):
+    """How many entries were acknowledged, and what was read with that."""
+
+    entries: int
+    following: Next | None
+
+
 class Taken(NamedTuple):
     """What XCLAIM gave: entries that are ours now, and the ids of those that were pending and have no data any more."""
 
@@ -134,33 +141,41 @@ class Receipts:
     amounts: Mapping[str, int] = field(default_factory=dict)
 
 
+class Store(Clients, Protocol):
+    """What a group needs of `RedisStore` or `ClusterStore`."""
+
+    async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:
+        """Carry out commands as one transaction on the server of a key."""
+        ...
+
+
 class Exchange:
     """Commands for keys that may be on several servers, which are asked one after another, as they were first named.
 
     On one server they are one transaction. On a cluster those for keys of one slot are, for it permits no more.
     """
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
-        self._is_cluster = isinstance(clients, ClusterStore)
-        self._pipes: dict[int, Any] = {}
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._is_cluster = isinstance(store, ClusterStore)
+        self._parts: dict[int, tuple[str, list[Command]]] = {}
         #: for each command, in order: its transaction, and its place there
         self._places: list[tuple[int, int]] = []
 
-    async def at(self, key: str) -> Any:
-        """Return the pipeline that takes one command for this key."""
-        client = await self._clients.client_for(key)
+    def add(self, key: str, *command: str | bytes | int) -> None:
+        """Add a command for this key."""
         which = key_slot(key.encode()) if self._is_cluster else 0
-        pipe = self._pipes.setdefault(which, client.pipeline(transaction=True))
-        self._places.append((which, sum(other == which for other, _ in self._places)))
-        return pipe
+        _, commands = self._parts.setdefault(which, (key, []))
+        self._places.append((which, len(commands)))
+        commands.append(command)
 
     async def execute(self) -> list[Any]:
         """Send everything; return the replies in the order of the commands."""
-        replies: dict[int, list[Any]] = {}
-        for which, pipe in self._pipes.items():
-            async with asyncio.timeout(self._clients.timeout):
-                replies[which] = await pipe.execute()
+        # The second connection: a batch of events is big, and invalidations must not wait behind it.
+        replies = {
+            which: await self._store.transact(key, commands, bulk=True)
+            for which, (key, commands) in self._parts.items()
+        }
         return [replies[which][place] for which, place in self._places]
 
 
@@ -169,7 +184,7 @@ class Group:
 
     def __init__(
         self,
-        clients: Clients,
+        clients: Store,
         stream: EventStream,
         group: str,
         name: str,
@@ -192,25 +207,29 @@ class Group:
         await self._eval(_CREATE, self.group, f"{MARK}{unique().decode()}", MARK)
 
     async def next(self, count: int) -> Next:
-        """Read new entries if there are any, without waiting.
+        """Read new entries if there are any, without waiting."""
+        exchange = Exchange(self._clients)
+        self._add_next(exchange, count)
+        return self._next_of(await exchange.execute())
+
+    def _add_next(self, exchange: Exchange, count: int) -> None:
+        """Read new entries, and what the server counts before and after.
 
         The server counts what the group has read. Where entries were removed unread, the next read makes that count
         jump, and nothing shows later that they were never read (`continuity`). So it is looked at in the same step.
         """
         key = self.stream.events
-        pipe = (await self._clients.blocking_for(key)).pipeline(transaction=True)
-        pipe.xinfo_groups(key)
-        pipe.xreadgroup(self.group, self.name, {key: ">"}, count=count)
-        pipe.xinfo_groups(key)
-        before, reply, after = await self._timely(pipe.execute(raise_on_error=False))
-        for answer in (reply, before, after):
-            if isinstance(answer, Exception):
-                raise answer
-        entries = _entries(reply)
-        before, after = _named(before, self.group), _named(after, self.group)
-        was, read = before.get("entries-read"), after.get("entries-read")
+        exchange.add(key, "XINFO", "GROUPS", key)
+        exchange.add(key, "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, "STREAMS", key, ">")
+        exchange.add(key, "XINFO", "GROUPS", key)
+
+    def _next_of(self, replies: Sequence[Any]) -> Next:
+        before, reply, after = replies
+        entries = [Entry(one.decode("ascii"), _paired(fields)) for one, fields in _raw_entries(reply)]
+        before, after = _facts_of(before, self.group), _facts_of(after, self.group)
+        was, read = before.get(b"entries-read"), after.get(b"entries-read")
         jumped = 0 if was is None or read is None else read - was - len(entries)
-        return Next(entries, max(0, jumped), _text(before["last-delivered-id"]))
+        return Next(entries, max(0, jumped), _text(before.get(b"last-delivered-id", b"0-0")))
 
     async def read(self, count: int, block_ms: int) -> list[Entry]:
         """Wait for new entries, up to `block_ms`. Never cancel it: what is delivered to nobody stays pending."""
@@ -221,8 +240,8 @@ class Group:
         )
         return _entries(reply)
 
-    async def acknowledge(self, ids: Sequence[str], receipts: Receipts) -> int:
-        """Ack, set dead letters aside and tell their receipts, count; return how many of the ids were pending.
+    async def acknowledge(self, ids: Sequence[str], receipts: Receipts, following: int = 0) -> Acknowledged:
+        """Ack, set dead letters aside and tell their receipts, count; and read up to `following` new entries.
 
         On one server that is one transaction. On a cluster dead letters are written before the ack: they may come
         twice, and are never lost.
@@ -230,24 +249,28 @@ class Group:
         An event is set aside by whom it is pending for. This is asked first, because the same is done again when the
         answer got lost, and by a worker that was frozen while another took its events over.
         """
-        exchange = Exchange(self._clients)
+        exchange, stream = Exchange(self._clients), self.stream
         ours = await self.deliveries(receipts.dead_ids) if receipts.dead_ids else {}
         letters = [letter for one, letter in zip(receipts.dead_ids, receipts.dead, strict=True) if one in ours]
         if len(letters) < len(receipts.dead):
             done = {one for one in receipts.dead_ids if one not in ours}
             ids = [one for one in ids if one not in done]
         for letter in letters:
-            (await exchange.at(self._dead)).xadd(self._dead, dict(letter))
+            exchange.add(self._dead, "XADD", self._dead, "*", *(part for pair in letter.items() for part in pair))
         if ids:
-            (await exchange.at(self.stream.events)).xack(self.stream.events, self.group, *ids)
+            exchange.add(stream.events, "XACK", stream.events, self.group, *ids)
         if receipts.dead_ids:
-            word: dict[Any, Any] = {"ids": "", "dead": " ".join(receipts.dead_ids)}
-            pipe = await exchange.at(self.stream.applied)
-            pipe.xadd(self.stream.applied, word, maxlen=APPLIED_LENGTH, approximate=True)
+            dead = " ".join(receipts.dead_ids)
+            exchange.add(
+                *(stream.applied, "XADD", stream.applied, "MAXLEN", "~", APPLIED_LENGTH, "*", "ids", "", "dead", dead)
+            )
         for name, amount in receipts.amounts.items():
-            (await exchange.at(self._counts)).hincrby(self._counts, name, amount)
+            exchange.add(self._counts, "HINCRBY", self._counts, name, amount)
+        if following:
+            self._add_next(exchange, following)
         replies = await exchange.execute()
-        return int(replies[len(letters)]) if ids else 0
+        acknowledged = int(replies[len(letters)]) if ids else 0
+        return Acknowledged(acknowledged, self._next_of(replies[-3:]) if following else None)
 
     async def claim(self, ids: Sequence[str], deliveries: int | None = None) -> Taken:
         """Take entries over, which counts as a delivery; with `deliveries` it does not, and that is their number.
@@ -348,6 +371,25 @@ def _is_absence(error: Exception) -> bool:
 
 def _named(groups: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     return next((group for group in groups if group["name"] == name.encode()), {})
+
+
+def _raw_entries(reply: Any) -> list[tuple[bytes, list[bytes]]]:
+    """Return the entries of one stream as the server writes them; the newer protocol has them in a mapping."""
+    if not reply:
+        return []
+    found: list[tuple[bytes, list[bytes]]] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    return found
+
+
+def _paired(flat: Any) -> dict[Any, Any]:
+    if isinstance(flat, dict):
+        return flat
+    parts = iter(flat)
+    return dict(zip(parts, parts, strict=True))
+
+
+def _facts_of(groups: Sequence[Any], name: str) -> dict[Any, Any]:
+    return next((facts for facts in map(_paired, groups) if facts[b"name"] == name.encode()), {})
 
 
 def _mark(consumers: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ crash between any two steps repeats what was done, and repeating costs a load, n
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -19,7 +19,7 @@ from tidings.tracing import Applied, Carrier, tracing
 
 from .batches import Batch, digest
 from .delivery import Entry, RetryPolicy, ranges
-from .groups import Group, Receipts
+from .groups import Group, Next, Receipts
 from .metrics import Metrics
 from .plans import Hot, Warm
 from .rules import Rules
@@ -51,6 +51,8 @@ class Outcome:
     failed: tuple[tuple[Entry, Exception], ...]
     #: whether some of the entries were no longer ours to acknowledge
     incomplete: bool
+    #: what was read with the acknowledgement
+    following: Next | None = None
 
 
 class Handler:
@@ -66,10 +68,18 @@ class Handler:
         self._policy = policy
         self._types_counted: set[str] = set()
 
-    async def handle(self, group: Group, entries: Sequence[Entry], *, contiguous: bool = True) -> Outcome:
+    async def handle(
+        self,
+        group: Group,
+        entries: Sequence[Entry],
+        *,
+        contiguous: bool = True,
+        following: Callable[[], int] = lambda: 0,
+    ) -> Outcome:
         """Apply a batch and acknowledge it. Raises InvalidationError or a Redis error; then nothing is acknowledged.
 
-        `contiguous`: the entries came from one read, and nobody has one that lies between them.
+        `contiguous`: the entries came from one read, and nobody has one that lies between them. `following` says, when
+        all is done, how many new entries may be read with the acknowledgement.
         """
         started, started_ns = time.perf_counter(), time.time_ns()
         stream = group.stream.events
@@ -82,11 +92,12 @@ class Handler:
             await self._warmer.hand_off(batch.plan.warms, batch.plan.hot, carriers=_carriers(batch, applied))
             done = batch.done
             letters = [dead_letter(stream, group.group, entry, reason) for entry, reason in batch.dead]
-            acknowledged = await group.acknowledge(done, Receipts(letters, batch.dead_ids, self._amounts(batch)))
+            receipts = Receipts(letters, batch.dead_ids, self._amounts(batch))
+            acknowledged = await group.acknowledge(done, receipts, following())
         took = time.perf_counter() - started
         self._count(batch, ages, took)
         self._report(batch, took * 1000)
-        return Outcome(batch.failed, incomplete=acknowledged < len(done))
+        return Outcome(batch.failed, acknowledged.entries < len(done), acknowledged.following)
 
     async def set_aside(self, group: Group, entries: Sequence[Entry], reason: str) -> None:
         """Put entries into the dead letters without looking at them."""

@@ -31,7 +31,19 @@ from tidings.errors import UnavailableError
 from .telemetry import log
 
 #: The server's own words that name a state of its own, and redis-py has no type for.
-_STATES = ("MISCONF", "NOREPLICAS", "LOADING", "BUSY", "UNKILLABLE", "CLUSTERDOWN", "MASTERDOWN", "OOM", "MOVED", "ASK")
+_STATES = (
+    "MISCONF",
+    "NOREPLICAS",
+    "LOADING",
+    "BUSY",
+    "UNKILLABLE",
+    "UNBLOCKED",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "OOM",
+    "MOVED",
+    "ASK",
+)
 
 _OUTAGES = (
     RedisConnectionError,
@@ -65,12 +77,14 @@ def is_outage(error: BaseException | None) -> bool:
 
 def is_group_gone(error: BaseException) -> bool:
     """Say whether the server says that the consumer group, or its stream, is not there."""
+    if isinstance(error, UnavailableError) and error.__cause__ is not None:
+        return is_group_gone(error.__cause__)
     return isinstance(error, RedisError) and _said(error).startswith("NOGROUP")
 
 
-def _said(error: BaseException) -> str:
-    """Return what the server said: in a pipeline redis-py puts the command before it."""
-    return str(error).rpartition(" caused error: ")[2]
+def _said(error: RedisError) -> str:
+    """Return the server's words. Where a command was one of several, redis-py puts its own before them."""
+    return str(error).rpartition(" of pipeline caused error: ")[2].lstrip("('\"")
 
 
 class Outage:

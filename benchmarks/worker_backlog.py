@@ -9,7 +9,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from common import fail, quantile, rounds, server
@@ -19,7 +19,7 @@ from tidings.publisher import entries_of
 from tidings.store import RedisStore
 from tidings_worker.consumer import Consumer
 from tidings_worker.delivery import Entry, Retries, RetryPolicy
-from tidings_worker.groups import Group
+from tidings_worker.groups import Group, Reading
 from tidings_worker.handler import Handler
 from tidings_worker.handler import Outcome as HandlerOutcome
 from tidings_worker.outage import Outage, Patience
@@ -68,9 +68,16 @@ class _Counting(Handler):
         self._left = count
         self._stop = stop
 
-    async def handle(self, group: Group, entries: Sequence[Entry], *, contiguous: bool = True) -> HandlerOutcome:
+    async def handle(
+        self,
+        group: Group,
+        entries: Sequence[Entry],
+        *,
+        contiguous: bool = True,
+        ahead: Callable[[], Reading | None] = lambda: None,
+    ) -> HandlerOutcome:
         """Handle a batch, and count it."""
-        outcome = await super().handle(group, entries, contiguous=contiguous)
+        outcome = await super().handle(group, entries, contiguous=contiguous, ahead=ahead)
         self._left -= len(entries)
         if self._left <= 0:
             self._stop.set()
@@ -92,6 +99,7 @@ async def applied(cache: Cache, client: Redis, count: int) -> float:
     started = time.perf_counter()
     await consumer.run(stop, patience)
     seconds = time.perf_counter() - started
+    await group.aclose()
     await _check(client, group.stream.events, settings.group)
     if int(await client.hget(keys.counts, "applied") or 0) != count:
         fail("not every event was applied")

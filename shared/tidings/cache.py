@@ -200,15 +200,19 @@ class Cache:
 
     # Events
 
-    async def publish(self, event: Event, *, subject: str | None = None) -> Receipt:
+    async def publish(self, event: Event, *, subject: str | None = None, replicas: int = 0) -> Receipt:
         """Add an event to the stream; call it after the commit of what it reports.
 
         Raises EventError when its data do not fit its class (nothing is written), and PublishError when Redis does not
         acknowledge it: it may or may not be in the stream. Publishing it again is safe, since an event may be applied
         twice.
+
+        An event that the primary alone has is lost with it. With `replicas` it counts as published when so many of them
+        have it too, which takes a round trip to them; PublishError after half the `operation_timeout` says that fewer
+        have: then it is in the stream, and may be lost in a failover. Raises ConfigurationError for replicas of memory.
         """
         reader = self.reader()
-        stream, stream_id, event_id = await reader.drive(reader.commands.publish(event, subject))
+        stream, stream_id, event_id = await reader.drive(reader.commands.publish(event, subject, replicas))
         return Receipt(stream_id, event_id, stream, self.keys, reader.hearing)
 
     def after(self, *events: After, timeout: float = 1.0) -> AbstractAsyncContextManager[None]:

@@ -19,6 +19,7 @@ from .cluster_operations import insists, program, walks
 from .cluster_programs import To, together
 from .cluster_routing import Answers, Batches, exchange
 from .cluster_slots import Address
+from .durable import append, is_durable
 from .errors import UnavailableError
 from .link import ClosedError
 from .operations import Command, Operation
@@ -79,6 +80,8 @@ class ClusterStore:
 
     async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """See AsyncStore."""
+        if is_durable(operation):
+            return cast("T", await append(self, operation))
         deadline = asyncio.get_running_loop().time() + self.timeout
         if walks(operation):
             self.cluster.doubt(now=True)
@@ -144,6 +147,16 @@ class ClusterStore:
     async def client_for(self, key: str) -> redis.asyncio.Redis:
         """See `RedisStore.client_for`."""
         return self._clients(await self._locate(key)).client
+
+    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
+        """See `RedisStore.apart`."""
+        address = await self._locate(key)
+        pool = self._clients(address).client.connection_pool
+        return Multiplexer(
+            lambda: pool.connection_class(**pool.connection_kwargs),
+            timeout,
+            lambda failure: self.cluster.failed(address, failure),
+        )
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
         """See `RedisStore.primaries`; those that are away are among them. Raises UnavailableError."""

@@ -6,7 +6,7 @@ Connections to each node are taken and given back, as in `store`.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import redis
 from redis.exceptions import RedisError
@@ -18,6 +18,7 @@ from .cluster_programs import To, together
 from .cluster_routing import Answers, Batches, exchange
 from .cluster_slots import Address
 from .connections import Connections, Sent
+from .durable import append_in_thread, is_durable
 from .link import pack
 from .operations import Operation
 from .servers import Servers
@@ -52,6 +53,8 @@ class SyncClusterStore:
 
     def run(self, operation: Operation[T]) -> T:
         """See SyncStore."""
+        if is_durable(operation):
+            return cast("T", append_in_thread(self.client_for(operation.stream), operation))
         deadline = self._clock() + self.timeout
         self._learn(again=walks(operation))
         steps = together([program(operation, self.cluster.around)])

@@ -11,12 +11,12 @@ from typing import Any
 from .bulk import peek_many, read_many
 from .cached import held_tags
 from .entries import Look
-from .errors import InvalidationError, PublishError, UnavailableError
+from .errors import ArgumentError, InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
 from .invalidation import by_pattern, invalidation
 from .keys import ALL, EventStream, check_namespace
 from .naming import Many, codec_of, named, untyped
-from .operations import Append, Batch, Ping
+from .operations import Append, AppendDurably, Batch, Ping
 from .policy import Seconds, TtlWord
 from .reading import Reading
 from .seen import NOTHING, AwayError
@@ -129,16 +129,28 @@ class Commands:
         finally:  # as below
             shared.invalidated(told)
 
-    def publish(self, event: Event, subject: str | None) -> Steps[tuple[EventStream, str, str]]:
+    def publish(self, event: Event, subject: str | None, replicas: int) -> Steps[tuple[EventStream, str, str]]:
         """Add an event to its subject's stream; return which that is, and the ids of its entry and its own."""
+        if replicas < 0:
+            raise ArgumentError(f"replicas is a number of servers, not {replicas}")
         settings = self._shared.settings
         fields = to_fields(event, source=settings.source, subject=subject)
         stream = self._shared.keys.stream_of(subject or fields["id"], settings.partitions)
         try:
             with tracing().publishing(fields["type"], fields["id"], stream.events) as carrier:
-                stream_id: str = yield Ask(Append(stream.events, {**fields, **carrier}))
+                fields |= carrier
+                if replicas == 0:
+                    stream_id, acknowledged = (yield Ask(Append(stream.events, fields))), 0
+                else:
+                    wait_ms = round(settings.operation_timeout * 1000 / 2)  # the rest is for the answer to arrive
+                    stream_id, acknowledged = yield Ask(AppendDurably(stream.events, fields, replicas, wait_ms))
         except UnavailableError as error:
             raise PublishError(str(error)) from error
+        if acknowledged < replicas:
+            raise PublishError(
+                f"the event {fields['id']} is in the stream {stream.events} as {stream_id}, but {acknowledged} of "
+                f"{replicas} replicas have said that they have it: a failover may lose it"
+            )
         return stream, stream_id, fields["id"]
 
     def health(self) -> Steps[dict[str, Any]]:

@@ -80,9 +80,9 @@ def resource(name: str, *ids: str) -> Resource:
     return Resource(get_cache, name, *ids)
 
 
-async def publish(event: Event, *, subject: str | None = None) -> Receipt:
+async def publish(event: Event, *, subject: str | None = None, replicas: int = 0) -> Receipt:
     """Publish through the default cache; see `Cache.publish`."""
-    return await get_cache().publish(event, subject=subject)
+    return await get_cache().publish(event, subject=subject, replicas=replicas)
 
 
 async def invalidate(*, namespaces: Iterable[str] = (), tags: Iterable[str] = ()) -> None:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from .envelopes import MAX_EVENT_BYTES, Envelope, ParsedData, from_fields, shorten
+from .envelopes import MAX_EVENT_BYTES, Envelope, from_fields, shorten
 from .errors import ConfigurationError, DuplicateEventTypeError, EventError
 from .keys import qualified
 from .tracing import tracing
@@ -104,18 +104,18 @@ class Event(BaseModel):
     @classmethod
     def read(cls, envelope: Envelope) -> Self:
         """Make an instance of the envelope's data, read as JSON. Raises EventError, which lists what does not fit."""
-        data = envelope.data
-        text = data.text if isinstance(data, ParsedData) else json.dumps(dict(data))
+        text = envelope.json
         while True:
             try:
-                event = cls.model_validate_json(text)
+                # `model_validate_json`, which only passes on what it is given, takes half as long again.
+                event: Self = cls.__pydantic_validator__.validate_json(text)
             except ValidationError as error:
                 unknown = _unknown(error)
                 if not unknown:
                     raise EventError(f"{envelope.type}: {_problems(error)}") from None
                 # Fields that a newer publisher has added, and only those of the event itself: what a model inside it
                 # allows or forbids is that model's affair.
-                text = json.dumps({name: value for name, value in data.items() if name not in unknown})
+                text = json.dumps({name: value for name, value in envelope.data.items() if name not in unknown})
             else:
                 # Among the private attributes, so that copies and pickles have it, but not declared as one: pydantic
                 # would take as long to give each event its default as to check the data.

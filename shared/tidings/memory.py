@@ -14,11 +14,12 @@ from itertools import count
 from typing import Any, TypeVar, cast
 
 from .entries import Fill, Look, Looked, Open, Opened, Put, Release, Results
+from .errors import ConfigurationError
 from .fence import Verdict, judge
 from .forks import in_child
 from .globs import glob_to_regex
 from .layout import ENTRY_KINDS, LINEAGE_END, LINEAGE_START, NO_TOKEN, UNIQUE_LENGTH, Token, unique
-from .operations import Append, Batch, Drop, Invalidate, NoteCalls, Operation, Ping, ReadCalls, Scan
+from .operations import Append, AppendDurably, Batch, Drop, Invalidate, NoteCalls, Operation, Ping, ReadCalls, Scan
 
 T = TypeVar("T")
 
@@ -92,6 +93,8 @@ class Memory:
                 identifier = self._next_id()
                 self.events.append((operation.stream, identifier, dict(operation.fields)))
                 return identifier
+            case AppendDurably():
+                raise ConfigurationError("a cache in memory has no replicas: publish without them, or set TIDINGS_URL")
             case Batch():
                 return [self._dispatch(inner) for inner in operation.operations]
             case ReadCalls():

@@ -138,6 +138,26 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class AppendDurably:
+    """Add an event to a stream, and wait up to `wait_ms` milliseconds until so many replicas have it: see `durable`."""
+
+    stream: str
+    fields: Mapping[str, str]
+    replicas: int
+    wait_ms: int
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """The XADD of `Append`, and a WAIT for what came over this connection."""
+        return (*Append(self.stream, self.fields).commands, ("WAIT", self.replicas, self.wait_ms))
+
+    def parse(self, replies: Sequence[Any]) -> tuple[str, int]:
+        """Return the entry's id, and how many replicas have it."""
+        added, acknowledged = replies
+        return bytes(added).decode("ascii"), int(acknowledged)
+
+
+@dataclass(frozen=True, slots=True)
 class NoteCalls:
     """Add reads to the counts of calls in a sorted set, which keeps the `most` that were read most."""
 

@@ -8,7 +8,7 @@ all threads, each used by one thread at a time. Neither ever calls the other.
 
 import asyncio
 from collections.abc import Awaitable, Container, Generator, Iterable, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import redis
 import redis.asyncio
@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from .batching import Multiplexer, Values
 from .connections import Connections
+from .durable import append, is_durable
 from .errors import UnavailableError
 from .link import pack
 from .operations import Command, Operation
@@ -120,6 +121,8 @@ class RedisStore:
 
     async def run(self, operation: Operation[T], *, bulk: bool = False) -> T:
         """See AsyncStore."""
+        if is_durable(operation):
+            return cast("T", await append(self, operation))
         multiplexer = self._for_bulk() if bulk else self._small
         try:
             exchange = _exchange(operation.commands, self._known_scripts)
@@ -147,12 +150,12 @@ class RedisStore:
             self._bulk = self._multiplexer()
         return self._bulk
 
-    def _multiplexer(self) -> Multiplexer:
+    def _multiplexer(self, timeout: float | None = None) -> Multiplexer:
         pool, where = self.client.connection_pool, self._where
         return Multiplexer(
             # Not the pool's make_connection: some versions count what it makes against max_connections for ever.
             lambda: pool.connection_class(**pool.connection_kwargs),
-            self.timeout,
+            timeout or self.timeout,
             lambda failure: _unavailable(where, failure),
         )
 
@@ -162,6 +165,13 @@ class RedisStore:
         Ask anew for each use, and after an error: a key may move to another server. Raises UnavailableError.
         """
         return self.client
+
+    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ARG002, ASYNC109 of each answer
+        """Return a connection of the caller's own to the server that has this key, for the caller to close.
+
+        For what would keep others waiting. Each answer has `timeout` seconds. Raises UnavailableError.
+        """
+        return self._multiplexer(timeout)
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
         """Return a client of each server that takes writes."""

@@ -139,9 +139,9 @@ class SyncCache:
 
     # Events
 
-    def publish(self, event: Event, *, subject: str | None = None) -> SyncReceipt:
+    def publish(self, event: Event, *, subject: str | None = None, replicas: int = 0) -> SyncReceipt:
         """See `Cache.publish`."""
-        stream, stream_id, event_id = self.reader.drive(self._commands.publish(event, subject))
+        stream, stream_id, event_id = self.reader.drive(self._commands.publish(event, subject, replicas))
         return SyncReceipt(stream_id, event_id, stream, self._shared.keys, self.reader.hearing)
 
     def after(self, *events: After, timeout: float = 1.0) -> AbstractContextManager[None]:

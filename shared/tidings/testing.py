@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, TypeVar, Unpack, cast, overload
 
 from .cache import Cache
 from .default import get_cache, set_cache
+from .durable import is_durable
 from .errors import ConfigurationError
 from .events import Envelope, Event, UntypedEvent, class_of, from_fields, type_of
 from .invalidation import direct
@@ -111,6 +112,9 @@ class _RecordingMemory(Memory):
         self.invalidated: list[Invalidated] = []
 
     def run(self, operation: Operation[T]) -> T:
+        if is_durable(operation):  # as a server whose replicas are well
+            added = self.run(Append(operation.stream, operation.fields))
+            return cast("T", (added, operation.replicas))
         result = super().run(operation)
         self._record(operation, result)
         return result

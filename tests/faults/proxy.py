@@ -68,7 +68,11 @@ class Proxy:
 
     async def _stop(self) -> None:
         self._server.close()
-        await self._reset()
+        while True:
+            await self._reset()
+            await asyncio.sleep(0.01)  # connections are accepted and closed in steps of the event loop
+            if len(asyncio.all_tasks()) == 1:
+                return
 
     async def _reset(self) -> None:
         self._resets = True

@@ -75,6 +75,7 @@ async def new_parts(url, cache):
     yield make
     for parts in everything:
         parts.stop.set()
+        await parts.group.aclose()
     for store in stores:
         await store.aclose()
 

@@ -33,7 +33,7 @@ RULES.map(Changed, tags=["user:{user_id}"], warm=[get_user])
 
 @pytest.fixture
 async def new_consumer(url, cache):
-    stores = []
+    stores, groups = [], []
 
     async def make(handler, batch=500, block_ms=20, address=url):
         store = RedisStore.connect(Settings(url=address))
@@ -41,9 +41,12 @@ async def new_consumer(url, cache):
         group = Group(store, cache.keys.stream(), "tidings", f"consumer:{len(stores)}")
         watch = Watch(cache, [group], Ledger(store, "events:seen"), no_histories, lambda _: None)
         await watch.check()
+        groups.append(group)
         return Consumer(group, handler, watch, Retries(), RetryPolicy(), batch=batch, block_ms=block_ms)
 
     yield make
+    for group in groups:
+        await group.aclose()
     for store in stores:
         await store.aclose()
 
@@ -84,7 +87,7 @@ class Recorder:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def handle(self, _group, entries, *, contiguous, following):
+    async def handle(self, _group, entries, *, contiguous, ahead):
         assert contiguous
         self.entered.set()
         await self.gate.wait()
@@ -199,7 +202,7 @@ async def test_what_comes_while_the_last_read_blocks_is_handled_not_lost(
 
 async def test_what_the_handler_raises_ends_the_loop_with_the_batch_pending(client, new_consumer, running):
     class Broken:
-        async def handle(self, *_, contiguous, following):
+        async def handle(self, *_, contiguous, ahead):
             raise ZeroDivisionError
 
     client.xadd("events", {"type": "consumer.changed"})

@@ -142,6 +142,7 @@ async def test_an_event_that_another_worker_applied_and_that_was_trimmed_since_i
     service.bad = {0}
     parts = await new_parts(service.rules, upkeep=FAST)
     await take(parts)
+    await parts.watch.check()
     client.xack("events", "tidings", stream_id)
     client.xtrim("events", maxlen=0, approximate=False)
     await turn(parts, lambda: not parts.consumer.retries)
@@ -182,7 +183,7 @@ async def test_a_loss_that_is_found_in_an_outage_is_made_up_for_after_it(
 async def test_after_an_outage_nothing_is_asked_for_before_a_look_has_gone_through(client, service, new_parts, part):
     """Another server may answer then, which lacks what this one had acknowledged."""
     parts = await new_parts(service.rules)
-    calls, name = [], {"consumer": "next", "reclaimer": "claim_idle"}[part]
+    calls, name = [], {"consumer": "read", "reclaimer": "claim_idle"}[part]
     ask, check = getattr(parts.group, name), parts.watch.check
 
     async def asking(*arguments):

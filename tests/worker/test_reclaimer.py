@@ -8,6 +8,9 @@ from tidings_worker import Invalidate, Rules
 from tidings_worker.delivery import RetryPolicy
 from tidings_worker.reclaimer import Upkeep
 
+#: An id beyond all others.
+END = f"{2**64 - 1}-0"
+
 
 class Died(BaseException):
     """The end of a process, in the middle of a rule."""
@@ -229,7 +232,7 @@ async def test_the_stream_is_trimmed_to_what_every_group_has_acknowledged(client
     client.xack("events", "another", *ids[:300], *ids[301:500])
     parts = await new_parts(world.rules)
     await take(parts, 1000)
-    await parts.group.trim(0)
+    await parts.group.trim(0, END)
     left = [stream_id.decode() for stream_id, _ in client.xrange("events")]
     assert ids[300] in left  # delivered to the other group, and not acknowledged
     assert len(left) < 1000
@@ -240,7 +243,7 @@ async def test_nothing_is_trimmed_that_was_not_read(client, world, new_parts, pu
     publish(1000)
     parts = await new_parts(world.rules)
     await take(parts, 10)
-    await parts.group.trim(0)
+    await parts.group.trim(0, END)
     assert client.xlen("events") >= 990
     assert parts.losses == []
 
@@ -249,7 +252,7 @@ async def test_acknowledged_events_are_kept_up_to_a_number(client, world, new_pa
     publish(1000)
     parts = await new_parts(world.rules)
     await take(parts, 1000)
-    await parts.group.trim(400)
+    await parts.group.trim(400, END)
     assert 400 <= client.xlen("events") <= 600  # whole nodes of the server's tree go at once
 
 
@@ -257,7 +260,7 @@ async def test_a_stream_without_groups_is_not_trimmed(client, world, new_parts, 
     parts = await new_parts(world.rules)
     client.xgroup_destroy("events", "tidings")
     publish(500)
-    await parts.group.trim(0)
+    await parts.group.trim(0, END)
     assert client.xlen("events") == 500
 
 

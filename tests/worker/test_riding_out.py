@@ -100,7 +100,7 @@ class Flaky:
         self.batches = []
         self.before = before
 
-    async def handle(self, _group, entries, *, contiguous, following):
+    async def handle(self, _group, entries, *, contiguous, ahead):
         assert contiguous
         self.before()
         self.batches.append([entry.stream_id for entry in entries])

@@ -22,6 +22,7 @@ from tidings.settings import redact
 from tidings.store import RedisStore
 from tidings.telemetry import process_name
 
+from . import unread
 from .consumer import Consumer
 from .delivery import Retries, RetryPolicy
 from .groups import Group
@@ -105,6 +106,8 @@ class _Process:
 
         stack.push_async_callback(close_cache)
         groups = [self._group(store, stream) for stream in cache.keys.streams(cache.settings.partitions)]
+        for group in groups:
+            stack.push_async_callback(group.aclose)
         ledger = Ledger(store, cache.keys.ledger)
         watch = Watch(cache, groups, ledger, lambda: histories(store), lambda loss: self._metrics.lost(loss.code))
         if not await self._first_look(watch):
@@ -136,6 +139,8 @@ class _Process:
         observer = Observer(watched, self._metrics, self._health, timeout=store.timeout)
         self._start("watch", watch.run(asked, self._patience("watch"), settings.check_interval))
         self._start("observer", observer.run(asked, _LOOK_SECONDS))
+        strays = unread.watch(store, keys, cache.settings, asked, self._patience("partitions"))
+        self._start("partitions", strays)
         self._start("warm jobs", warms.run(asked))
         for name in _PARTS:
             self._health.part(name, ok=True)

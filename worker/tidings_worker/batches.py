@@ -1,7 +1,8 @@
 """What a batch of entries comes to: decoded, planned and merged, before anything is done about it. Pure.
 
 One bad event takes nothing from the others: what cannot be read or has failed too often is dead, what a rule has failed
-over is to be tried again, and neither is part of the plan that the rest is merged into.
+over is to be tried again. What could be done about either is part of the plan that the rest is merged into: a rule that
+fails takes nothing from the others, and to do it once more with the next try is harmless.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from tidings.errors import PermanentError
 from tidings.events import Envelope, from_fields, shorten
 
 from .delivery import Entry, RetryPolicy
-from .plans import Plan, merge
+from .plans import Draft, Plan, merge
 from .rules import Rules
 
 
@@ -27,10 +28,14 @@ class Batch:
     dead: tuple[tuple[Entry, str], ...]
     #: entries over which a rule failed, with its error: they stay pending and are delivered again
     failed: tuple[tuple[Entry, Exception], ...]
-    #: the events that are part of the plan, each with its own
-    applied: tuple[tuple[Envelope, Plan], ...]
-    #: how many events came of each type that no rule is for
+    #: the events of which nothing is left to do but the plan
+    applied: tuple[Envelope, ...]
+    #: how many there are of each type
+    types: Mapping[str, int]
+    #: those of them that no rule is for
     unruled: Mapping[str, int]
+    #: by the name of a warm, the stream entry that was the last to ask for it
+    askers: Mapping[str, str | None]
 
     @property
     def dead_ids(self) -> list[str]:
@@ -51,30 +56,34 @@ class Batch:
 
 def digest(stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPolicy) -> Batch:
     """Decode and plan every entry. Raises nothing for an entry's or a rule's sake."""
-    plans: list[Plan] = []
+    draft = Draft()
     dead: list[tuple[Entry, str]] = []
     failed: list[tuple[Entry, Exception]] = []
-    applied: list[tuple[Envelope, Plan]] = []
-    unruled: Counter[str] = Counter()
+    applied: list[Envelope] = []
     for entry in entries:
         try:
             envelope = from_fields(stream, entry.stream_id, entry.fields)
-            plan = rules.plan(envelope)
         except PermanentError as error:
             dead.append((entry, shorten(f"{type(error).__name__}: {error}")))
             continue
-        except Exception as error:  # noqa: BLE001 a rule is the service's code, and may raise anything
-            if policy.is_last(entry.deliveries):
-                dead.append((entry, shorten(f"failed {entry.deliveries} times, at last with {error!r}")))
-            else:
-                failed.append((entry, error))
-            continue
-        plans.append(plan)
-        if plan.problems:  # what could be done is done; what could not is somebody's to look at
-            dead.append((entry, "; ".join(plan.problems)))
-            continue
-        applied.append((envelope, plan))
-        if not plan.ruled:
-            unruled[envelope.type] += 1
-    delivered = tuple(entry.stream_id for entry in entries)
-    return Batch(merge(plans), delivered, tuple(dead), tuple(failed), tuple(applied), unruled)
+        problems, error = rules.plan_into(draft, envelope)
+        if error is not None and not policy.is_last(entry.deliveries):
+            failed.append((entry, error))
+        elif error is not None:
+            last = shorten(f"failed {entry.deliveries} times, at last with {error!r}")
+            dead.append((entry, "; ".join([*problems, last])))
+        elif problems:  # what could be done is done; what could not is somebody's to look at
+            dead.append((entry, "; ".join(problems)))
+        else:
+            applied.append(envelope)
+    types = Counter([envelope.type for envelope in applied])
+    return Batch(
+        merge([draft.plan()]),
+        tuple([entry.stream_id for entry in entries]),
+        tuple(dead),
+        tuple(failed),
+        tuple(applied),
+        types,
+        {event_type: types[event_type] for event_type in types.keys() - rules.event_types},
+        draft.askers,
+    )

@@ -111,12 +111,13 @@ def worker(
 
 @app.command()
 @_reporting
-def publish(
+def publish(  # noqa: PLR0917 typer calls it by name
     event_type: Annotated[str, typer.Argument(metavar="TYPE", help="the event's type, as in user.updated")],
     data: Annotated[str, typer.Option(help="the event's data: JSON, @FILE, or - for standard input")] = "{}",
     subject: Annotated[str | None, typer.Option(help="what the event is about, as in user:42")] = None,
     rules: Annotated[str | None, typer.Option(help="MODULE:RULES whose event classes check the data first")] = None,
     wait: Annotated[float, typer.Option(help="seconds to wait until the event is applied; 0: do not wait")] = 0,
+    replicas: Annotated[int, typer.Option(min=0, help="replicas that must have the event too")] = 0,
 ) -> None:
     """Publish one event, and print its stream id."""
     configure_logging(verbose=False)
@@ -124,7 +125,7 @@ def publish(
         load_rules(rules)
     event = _event(event_type, data)
     with _client_cache() as cache:
-        receipt = cache.sync.publish(event, subject=subject)
+        receipt = cache.sync.publish(event, subject=subject, replicas=replicas)
         _out.print(receipt.id)
         if wait:
             receipt.applied(wait)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from .delivery import Entry, Retries, RetryPolicy
-from .groups import Group, Next
+from .groups import Group, Reading
 from .handler import Handler, Outcome
 from .outage import Patience, is_outage
 from .telemetry import log
@@ -54,51 +54,45 @@ class Consumer:
         A blocked read is never cancelled: what the server delivers to a read that nobody awaits any more stays pending
         until it is claimed. It returns by itself, within the block time. Raises what is no outage.
         """
-        following: Next | None = None  # what came with the last acknowledgement: it is ours, also after a stop
-        while following is not None or not stop.is_set():
+        while self.group.is_reading or not stop.is_set():
             try:
-                following = following or await self.group.next(self._batch)
-                entries = following.entries
-                if not entries and not stop.is_set():
-                    entries = await self.group.read(self._batch, self._block_ms)
+                entries = await self.group.read(self._batch, self._block_ms)
             except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                following = None
                 await self.recover(error, stop, patience)
                 continue
             patience.succeeded()
             self.is_behind = len(entries) == self._batch
-            if following.skipped:
-                await _checked(self._watch.skipped(self.group.stream.events, following), patience)
-            following = await self.apply(entries, stop, patience) if entries else None
+            if entries:
+                await self.apply(entries, stop, patience)
 
-    async def apply(self, entries: list[Entry], stop: asyncio.Event, patience: Patience) -> Next | None:
-        """Handle a batch that one read gave, which is in hand meanwhile; return what comes next, if that is known."""
+    async def apply(self, entries: list[Entry], stop: asyncio.Event, patience: Patience) -> None:
+        """Handle a batch that one read gave, which is in hand meanwhile; see `deliver`."""
         self.in_hand, self.in_hand_since = [entry.stream_id for entry in entries], self._clock()
         try:
-            return await self.deliver(entries, stop, patience)
+            await self.deliver(entries, stop, patience)
         finally:
             self.in_hand = []
 
     async def deliver(
         self, entries: list[Entry], stop: asyncio.Event, patience: Patience, *, contiguous: bool = True
-    ) -> Next | None:
+    ) -> None:
         """Handle entries, again after an outage; what is left over a stop stays pending for the next worker.
 
         They are kept rather than claimed again: that would count as a delivery, and an outage says nothing about them.
-        Of entries that came from one read, contiguous ones, the acknowledgement brings the next, until the stop.
+        Where they came from one read, contiguous, the next read begins with their acknowledgement, until the stop.
         """
 
-        def wanted() -> int:
-            return self._batch if contiguous and not stop.is_set() else 0
+        def ahead() -> Reading | None:
+            return Reading(self._batch, self._block_ms) if contiguous and not stop.is_set() else None
 
         outcome: Outcome | None = None
         while outcome is None:
             try:
-                outcome = await self._handler.handle(self.group, entries, contiguous=contiguous, following=wanted)
+                outcome = await self._handler.handle(self.group, entries, contiguous=contiguous, ahead=ahead)
             except Exception as error:  # noqa: BLE001 as above
                 if stop.is_set() and is_outage(error):
                     log.warning("events_left_pending", stream=self.group.stream.events, events=len(entries))
-                    return None
+                    return
                 await self.recover(error, stop, patience)
         patience.succeeded()
         now = self._clock()
@@ -106,7 +100,6 @@ class Consumer:
             self.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
         if outcome.incomplete:  # claimed by others meanwhile, or the group was lost and nothing said so
             await _checked(self._watch.check(), patience)
-        return outcome.following
 
     async def recover(self, error: Exception, stop: asyncio.Event, patience: Patience) -> None:
         """Wait until it is known what was lost: another server may answer now, and whoever asks first may be us.

@@ -7,11 +7,11 @@ whatever can make a group skip has to leave a trace, and each look compares:
    ``$``. The mark is a consumer that the worker who makes the group puts into it and that nobody removes; a group with
    the same mark is the same group.
 2. **The stream is another**: its counters of entries ever added, or its last id, went back.
-3. **Unread entries were trimmed.** The server counts entries ever added to the stream and ever read by the group. At
-   the end of the stream the two are equal; while all that is left of the stream is unread, what was removed from it is
-   what was read. A deficit that grows is entries that were removed unread. (`lag` is not used: it may be wrong.)
-   The next read ends the deficit, since newer servers set the count to where the group stands then; so a read says
-   itself how many entries it has jumped over (`Group.next`).
+3. **Unread entries were trimmed.** The server counts the entries ever added to the stream, so also those removed from
+   it, and those ever read by the group. Workers remove no more than the group had read at the last look. So if more are
+   gone than that, somebody else has removed them, perhaps unread. (What the counts say after the next read is not
+   enough: newer servers set the group's count to where it stands then, older ones leave it behind by what was skipped,
+   its `deficit`. And `lag` may be wrong.)
 4. **Unread entries were deleted** one by one: the greatest deleted id lies behind where the group stood at the last
    look. Or the group's **position was set** by hand: the server has lost count of what it has read.
 5. **Pending entries were trimmed**: the oldest of them is older than the oldest entry.
@@ -44,6 +44,11 @@ class Position(BaseModel, frozen=True):
     oldest_pending: str | None = None
     #: how many entries had been removed unread when this was last looked at; known and dealt with
     deficit: int = 0
+
+    @property
+    def removed(self) -> int:
+        """How many entries have been removed from the stream since it was made."""
+        return self.added - self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def losses(before: Position | None, now: Position) -> list[Loss]:
             return [Loss("group", "the group was not made by a worker: what it has skipped is unknown")]
         return [Loss("group", "the consumer group is gone")]
     if before is None:
-        before = now.model_copy(update={"deficit": 0})
+        before = now.model_copy(update={"deficit": 0, "length": now.added})
     if now.mark != before.mark:
         return [Loss("group", "the consumer group was made anew")]
     if now.added < before.added or as_pair(now.last) < as_pair(before.last):
@@ -88,20 +93,17 @@ def losses(before: Position | None, now: Position) -> list[Loss]:
 
 
 def _unread(before: Position, now: Position) -> list[Loss]:
-    counted = deficit(now)
-    if counted is not None and counted > before.deficit:
-        return [trimmed(counted - before.deficit)]
+    if before.read is not None:
+        expected = max(before.read + before.deficit, before.removed)
+        if now.removed > expected:
+            text = f"{now.removed - expected} events were removed, perhaps before they were read"
+            return [Loss("trimmed", text)]
     if as_pair(now.deleted) > max(as_pair(before.delivered), as_pair(before.deleted)):
         return [Loss("deleted", f"the entry {now.deleted} was deleted, perhaps before it was read")]
     # A deleted entry ahead, which was dealt with when it was deleted, makes the server lose count as well.
     if now.read is None and before.read is not None and as_pair(now.deleted) <= as_pair(before.delivered):
         return [Loss("position", "the group's position was set by hand")]
     return []
-
-
-def trimmed(events: int) -> Loss:
-    """Return the loss of so many entries that were removed unread."""
-    return Loss("trimmed", f"{events} events were removed before they were read")
 
 
 def _pending(before: Position, now: Position) -> list[Loss]:

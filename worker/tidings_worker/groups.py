@@ -11,12 +11,15 @@ from typing import Any, NamedTuple, Protocol
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
+from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
+from tidings.errors import UnavailableError
 from tidings.hearing import Clients
 from tidings.keys import EventStream
 from tidings.layout import unique
 from tidings.operations import APPLIED_LENGTH, Command
-from tidings.publisher import entries_of
+from tidings.servers import LONGEST_BLOCK
+from tidings.store import in_transaction, replies_of
 
 from .continuity import Position
 from .delivery import Entry
@@ -51,8 +54,8 @@ redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], ARGV[2])
 return 1
 """
 
-#: Removes what every group has acknowledged, but for the last entries. Keys: stream. Arguments: entries to keep, and
-#: how many to remove at most.
+#: Removes what every group has acknowledged, but for the last entries. Keys: stream. Arguments: entries to keep, how
+#: many to remove at most, and an id beyond which nothing is removed.
 _TRIM = """
 local function before(a, b)
   local am, as = string.match(a, '^(%d+)-(%d+)$')
@@ -62,15 +65,17 @@ local function before(a, b)
 end
 local excess = math.min(redis.call('XLEN', KEYS[1]) - tonumber(ARGV[1]), tonumber(ARGV[2]))
 if excess <= 0 then return 0 end
-local safe
+local safe = ARGV[3]
+local grouped = false
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local facts = {}
   for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
   local acked = facts['last-delivered-id']
   if facts['pending'] > 0 then acked = redis.call('XPENDING', KEYS[1], facts['name'])[2] end
-  if not safe or before(acked, safe) then safe = acked end
+  if before(acked, safe) then safe = acked end
+  grouped = true
 end
-if not safe then return 0 end
+if not grouped then return 0 end
 return redis.call('XTRIM', KEYS[1], 'MINID', '~', safe, 'LIMIT', excess)
 """
 
@@ -108,19 +113,11 @@ class Claimed:
     deleted: list[str]
 
 
-class Next(NamedTuple):
-    """What was there to read after an id, and how many entries in between had been removed before anybody read them."""
+class Reading(NamedTuple):
+    """How new entries are read: so many at most, waiting so long for the first."""
 
-    entries: list[Entry]
-    skipped: int
-    after: str
-
-
-class Acknowledged(NamedTuple):
-    """How many entries were acknowledged, and what was read with that."""
-
-    entries: int
-    following: Next | None
+    most: int
+    block_ms: int
 
 
 class Taken(NamedTuple):
@@ -148,6 +145,10 @@ class Store(Clients, Protocol):
         """Carry out commands as one transaction on the server of a key."""
         ...
 
+    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
+        """Return a connection of one's own to the server of a key."""
+        ...
+
 
 class Exchange:
     """Commands for keys that may be on several servers, which are asked one after another, as they were first named.
@@ -168,6 +169,11 @@ class Exchange:
         _, commands = self._parts.setdefault(which, (key, []))
         self._places.append((which, len(commands)))
         commands.append(command)
+
+    @property
+    def commands(self) -> list[Command]:
+        """All of them, for one server."""
+        return [self._parts[which][1][place] for which, place in self._places]
 
     async def execute(self) -> list[Any]:
         """Send everything; return the replies in the order of the commands."""
@@ -198,6 +204,8 @@ class Group:
         self._clients = clients
         self._dead = dead
         self._counts = counts
+        self._link: Multiplexer | None = None
+        self._reading: asyncio.Future[list[Any]] | None = None
 
     async def create(self) -> None:
         """Make the group, and the stream if need be, and mark it; what there is already stays.
@@ -206,42 +214,54 @@ class Group:
         """
         await self._eval(_CREATE, self.group, f"{MARK}{unique().decode()}", MARK)
 
-    async def next(self, count: int) -> Next:
-        """Read new entries if there are any, without waiting."""
-        exchange = Exchange(self._clients)
-        self._add_next(exchange, count)
-        return self._next_of(await exchange.execute())
-
-    def _add_next(self, exchange: Exchange, count: int) -> None:
-        """Read new entries, and what the server counts before and after.
-
-        The server counts what the group has read. Where entries were removed unread, the next read makes that count
-        jump, and nothing shows later that they were never read (`continuity`). So it is looked at in the same step.
-        """
-        key = self.stream.events
-        exchange.add(key, "XINFO", "GROUPS", key)
-        exchange.add(key, "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, "STREAMS", key, ">")
-        exchange.add(key, "XINFO", "GROUPS", key)
-
-    def _next_of(self, replies: Sequence[Any]) -> Next:
-        before, reply, after = replies
-        entries = [Entry(one.decode("ascii"), _paired(fields)) for one, fields in _raw_entries(reply)]
-        before, after = _facts_of(before, self.group), _facts_of(after, self.group)
-        was, read = before.get(b"entries-read"), after.get(b"entries-read")
-        jumped = 0 if was is None or read is None else read - was - len(entries)
-        return Next(entries, max(0, jumped), _text(before.get(b"last-delivered-id", b"0-0")))
+    @property
+    def is_reading(self) -> bool:
+        """Whether a read is under way whose entries nobody has taken yet."""
+        return self._reading is not None
 
     async def read(self, count: int, block_ms: int) -> list[Entry]:
-        """Wait for new entries, up to `block_ms`. Never cancel it: what is delivered to nobody stays pending."""
-        client = await self._clients.blocking_for(self.stream.events)
-        reply = await self._timely(
-            client.xreadgroup(self.group, self.name, {self.stream.events: ">"}, count=count, block=block_ms),
-            extra=block_ms / 1000,
-        )
-        return _entries(reply)
+        """Return new entries, at most `count`, waiting up to `block_ms`; or those of the read that is under way.
 
-    async def acknowledge(self, ids: Sequence[str], receipts: Receipts, following: int = 0) -> Acknowledged:
-        """Ack, set dead letters aside and tell their receipts, count; and read up to `following` new entries.
+        Never cancel it: what is delivered to nobody stays pending.
+        """
+        if self._reading is None:
+            self._reading = self._ask(await self._own_link(), Reading(count, block_ms))
+        reading, self._reading = self._reading, None
+        try:
+            (reply,) = await reading
+        except UnavailableError:
+            await self.aclose()  # the stream may be on another node by now
+            raise
+        if isinstance(reply, Exception):
+            raise reply
+        return [Entry(one.decode("ascii"), _paired(fields)) for one, fields in _raw_entries(reply)]
+
+    def _ask(self, link: Multiplexer, reading: Reading) -> asyncio.Future[list[Any]]:
+        count, block = ("COUNT", reading.most), ("BLOCK", max(1, reading.block_ms))
+        key = self.stream.events
+        return link.exchange([("XREADGROUP", "GROUP", self.group, self.name, *count, *block, "STREAMS", key, ">")])
+
+    async def _own_link(self) -> Multiplexer:
+        """Return a connection for reads: whatever else was sent on it would wait as long as they do."""
+        if self._link is None:
+            self._link = await self._clients.apart(self.stream.events, self._clients.timeout + LONGEST_BLOCK)
+        return self._link
+
+    async def aclose(self) -> None:
+        """Close the connection for reads; a later one makes another."""
+        link, reading = self._link, self._reading
+        self._link = self._reading = None
+        if reading is not None:
+            reading.cancel()
+        if link is not None:
+            await link.aclose()
+        if reading is not None and not reading.cancelled():
+            reading.exception()  # it had failed already, which whoever closes this knows
+
+    async def acknowledge(self, ids: Sequence[str], receipts: Receipts, ahead: Reading | None = None) -> int:
+        """Ack, set dead letters aside and tell their receipts, count; return how many of the ids were pending.
+
+        With `ahead` the next read begins right behind that, in the same write; `read` has what comes of it.
 
         On one server that is one transaction. On a cluster dead letters are written before the ack: they may come
         twice, and are never lost.
@@ -266,11 +286,14 @@ class Group:
             )
         for name, amount in receipts.amounts.items():
             exchange.add(self._counts, "HINCRBY", self._counts, name, amount)
-        if following:
-            self._add_next(exchange, following)
-        replies = await exchange.execute()
-        acknowledged = int(replies[len(letters)]) if ids else 0
-        return Acknowledged(acknowledged, self._next_of(replies[-3:]) if following else None)
+        if ahead is not None and self._reading is None and not isinstance(self._clients, ClusterStore):
+            link = await self._own_link()
+            answers = link.exchange(in_transaction(exchange.commands))
+            self._reading = self._ask(link, ahead)  # if the ack fails, what this gives is still to be taken
+            replies = replies_of(await answers, stream.events)
+        else:
+            replies = await exchange.execute()
+        return int(replies[len(letters)]) if ids else 0
 
     async def claim(self, ids: Sequence[str], deliveries: int | None = None) -> Taken:
         """Take entries over, which counts as a delivery; with `deliveries` it does not, and that is their number.
@@ -336,9 +359,12 @@ class Group:
             oldest_pending=None if oldest is None else _text(oldest),
         )
 
-    async def trim(self, keep: int) -> int:
-        """Remove what every group has acknowledged, but for about the last `keep` entries; return how many went."""
-        return int(await self._eval(_TRIM, keep, _TRIMMED_AT_ONCE))
+    async def trim(self, keep: int, upto: str) -> int:
+        """Remove what every group has acknowledged up to an id, but for about the last `keep` entries.
+
+        Return how many went: some may be left.
+        """
+        return int(await self._eval(_TRIM, keep, _TRIMMED_AT_ONCE, upto))
 
     async def remove_idle(self, idle_ms: int) -> list[str]:
         """Remove consumers that have nothing pending and were not heard of for `idle_ms`; return their names."""
@@ -359,10 +385,6 @@ class Group:
     async def _timely(self, reply: Awaitable[Any], *, extra: float = 0.0) -> Any:
         async with asyncio.timeout(self._clients.timeout + extra):
             return await reply
-
-
-def _entries(reply: Any) -> list[Entry]:
-    return [Entry(stream_id.decode("ascii"), fields) for stream_id, fields in entries_of(reply)]
 
 
 def _is_absence(error: Exception) -> bool:
@@ -386,10 +408,6 @@ def _paired(flat: Any) -> dict[Any, Any]:
         return flat
     parts = iter(flat)
     return dict(zip(parts, parts, strict=True))
-
-
-def _facts_of(groups: Sequence[Any], name: str) -> dict[Any, Any]:
-    return next((facts for facts in map(_paired, groups) if facts[b"name"] == name.encode()), {})
 
 
 def _mark(consumers: Sequence[Mapping[str, Any]]) -> str:

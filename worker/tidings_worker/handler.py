@@ -19,7 +19,7 @@ from tidings.tracing import Applied, Carrier, tracing
 
 from .batches import Batch, digest
 from .delivery import Entry, RetryPolicy, ranges
-from .groups import Group, Next, Receipts
+from .groups import Group, Reading, Receipts
 from .metrics import Metrics
 from .plans import Hot, Warm
 from .rules import Rules
@@ -51,8 +51,6 @@ class Outcome:
     failed: tuple[tuple[Entry, Exception], ...]
     #: whether some of the entries were no longer ours to acknowledge
     incomplete: bool
-    #: what was read with the acknowledgement
-    following: Next | None = None
 
 
 class Handler:
@@ -74,18 +72,17 @@ class Handler:
         entries: Sequence[Entry],
         *,
         contiguous: bool = True,
-        following: Callable[[], int] = lambda: 0,
+        ahead: Callable[[], Reading | None] = lambda: None,
     ) -> Outcome:
         """Apply a batch and acknowledge it. Raises InvalidationError or a Redis error; then nothing is acknowledged.
 
-        `contiguous`: the entries came from one read, and nobody has one that lies between them. `following` says, when
-        all is done, how many new entries may be read with the acknowledgement.
+        `contiguous`: the entries came from one read, and nobody has one that lies between them. `ahead` says, when all
+        is done, whether the next read may begin with the acknowledgement.
         """
         started, started_ns = time.perf_counter(), time.time_ns()
         stream = group.stream.events
         batch = digest(stream, entries, self._rules, self._policy)
-        events = [event for event, _ in batch.applied]
-        with tracing().applying(stream, group.group, events, started_ns=started_ns) as applied:
+        with tracing().applying(stream, group.group, batch.applied, started_ns=started_ns) as applied:
             await self._invalidate(group, batch, contiguous=contiguous)
             applied.invalidated()
             ages = _ages(batch)
@@ -93,11 +90,11 @@ class Handler:
             done = batch.done
             letters = [dead_letter(stream, group.group, entry, reason) for entry, reason in batch.dead]
             receipts = Receipts(letters, batch.dead_ids, self._amounts(batch))
-            acknowledged = await group.acknowledge(done, receipts, following())
+            acknowledged = await group.acknowledge(done, receipts, ahead())
         took = time.perf_counter() - started
         self._count(batch, ages, took)
         self._report(batch, took * 1000)
-        return Outcome(batch.failed, acknowledged.entries < len(done), acknowledged.following)
+        return Outcome(batch.failed, incomplete=acknowledged < len(done))
 
     async def set_aside(self, group: Group, entries: Sequence[Entry], reason: str) -> None:
         """Put entries into the dead letters without looking at them."""
@@ -135,7 +132,7 @@ class Handler:
 
     def _count(self, batch: Batch, ages: Mapping[str, Sequence[float]], took: float) -> None:
         metrics, plan = self._metrics, batch.plan
-        metrics.applied(Counter(event.type for event, _ in batch.applied), ages)
+        metrics.applied(batch.types, ages)
         metrics.batch(len(batch.delivered), took, tokens=len(plan.causes), log_entries=int(bool(plan.causes)))
         metrics.handed_off(len(plan.warms))
         if batch.dead:
@@ -165,18 +162,15 @@ def _ages(batch: Batch) -> dict[str, list[float]]:
     """Return by type the seconds from each event's own time until now, when what it makes wrong is invalidated."""
     now = datetime.now(UTC)
     ages: defaultdict[str, list[float]] = defaultdict(list)
-    for event, _ in batch.applied:
+    for event in batch.applied:
         ages[event.type].append((now - event.time).total_seconds())
     return ages
 
 
 def _carriers(batch: Batch, applied: Applied) -> dict[str, Carrier]:
     """Return the trace context for each warm, which is that of the event that asked for it."""
-    carriers: dict[str, Carrier] = {}
-    for event, plan in batch.applied:
-        if plan.warms and (carrier := applied.carrier(event.stream_id)):
-            carriers.update((warm.name, carrier) for warm in plan.warms)
-    return carriers
+    found = {name: applied.carrier(stream_id) for name, stream_id in batch.askers.items()}
+    return {name: carrier for name, carrier in found.items() if carrier}
 
 
 def _types(entries: Sequence[Entry]) -> Counter[str]:

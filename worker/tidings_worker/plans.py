@@ -4,12 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tidings import Envelope
 from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError
 from tidings.hot import CALLS_KEPT
 from tidings.keys import ALL, check_namespace, namespace_token, tag_token
 
 from .calls import check_importable, encode_call
+
+#: An event's id is anybody's text, and a cause is kept in every token: this much of it is enough.
+_ID_LENGTH = 100
 
 
 @dataclass(frozen=True, init=False)
@@ -138,6 +142,36 @@ class Plan:
 
     def _named(self, kind: str) -> frozenset[str]:
         return frozenset(name.removeprefix(kind) for name in self.causes if name.startswith(kind))
+
+
+class Draft:
+    """A plan in the making, of one event or of many. The first event to ask for a token is its cause."""
+
+    def __init__(self) -> None:
+        self._causes: dict[str, str] = {}
+        self._warms: list[Warm] = []
+        self._hot: list[Hot] = []
+        #: by the name of a warm, the stream entry that was the last to ask for it
+        self.askers: dict[str, str | None] = {}
+
+    def add(self, item: object, envelope: Envelope, rule: str) -> bool:
+        """Add what a rule asks for because of an event. False: it is nothing that a rule can ask for."""
+        if isinstance(item, Invalidate):
+            for name in item.token_names():
+                if name not in self._causes:  # as most of a batch are, and no text need be made for those
+                    self._causes[name] = f"event:{envelope.id[:_ID_LENGTH]} rule:{rule}"
+        elif isinstance(item, Warm):
+            self._warms.append(item)
+            self.askers[item.name] = envelope.stream_id
+        elif isinstance(item, Hot):
+            self._hot.append(item)
+        else:
+            return False
+        return True
+
+    def plan(self, *, ruled: bool = False, problems: Iterable[str] = ()) -> Plan:
+        """Return what has been asked for so far, warms as often as that was."""
+        return Plan(dict(self._causes), tuple(self._warms), ruled, tuple(problems), tuple(self._hot))
 
 
 def merge(plans: Iterable[Plan]) -> Plan:

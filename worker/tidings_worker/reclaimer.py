@@ -162,7 +162,8 @@ class Reclaimer:
         return taken.entries
 
     async def _keep_short(self) -> None:
-        while await self._group.trim(self._upkeep.keep_events):
+        upto = self._watch.looked_at(self._group.stream.events)  # and no further: see `continuity`
+        while await self._group.trim(self._upkeep.keep_events, upto):
             pass  # a part at a time: the server does nothing else meanwhile
         for name in await self._group.remove_idle(round(self._upkeep.consumer_idle * 1000)):
             log.info("consumer_removed", consumer=name)

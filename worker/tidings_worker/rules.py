@@ -3,9 +3,10 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tidings import Envelope, Event
 from tidings.described import Described
@@ -15,14 +16,11 @@ from tidings.keys import check_namespace
 from tidings.templates import parse
 
 from .calls import check_same
-from .mapping import value_of, warm_of
-from .plans import Hot, Invalidate, Plan, Warm
+from .mapping import invalidation_of, value_of, warm_of
+from .plans import Draft, Hot, Invalidate, Plan, Warm
 
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
-
-#: An event's id is anybody's text, and a cause is kept in every token: this much of it is enough.
-_ID_LENGTH = 100
 
 #: arq's cron fields: a number, or a set of numbers; None: every one.
 CronField = int | set[int] | None
@@ -48,6 +46,18 @@ class _Registered:
     rule: Rule
     #: cached functions that the rule warms, as far as it says so beforehand
     warms: tuple[Described[Any, Any], ...] = ()
+
+
+class Unmet(NamedTuple):
+    """What rules could not do about an event; of what they did nothing is lost."""
+
+    #: why, where no repetition can help
+    problems: list[str]
+    #: what else a rule raised; several of them are an ExceptionGroup
+    error: Exception | None
+
+
+_NOTHING_UNMET = Unmet([], None)
 
 
 class Rules:
@@ -103,17 +113,16 @@ class Rules:
         if not (namespace_templates or tag_templates or calls):
             raise ConfigurationError(f"{where}: maps to nothing; give namespaces=, tags= or warm=")
 
-        def mapped(event: Event) -> Iterable[Invalidate | Warm | Hot]:
+        invalidation = invalidation_of(namespace_templates, tag_templates)
+
+        def warming(event: Event) -> Iterable[Invalidate | Warm | Hot]:
+            yield invalidation(event)
             values = value_of(event)
-            yield Invalidate(
-                namespaces=[template.render(values) for template in namespace_templates],
-                tags=[template.render(values) for template in tag_templates],
-            )
             for call in calls:
                 yield call(values)
 
         named = (item.cached_function if isinstance(item, Warm) else item for item in warm if not isinstance(item, Hot))
-        self._add(event_type, _Registered(where, event_class, mapped, tuple(named)))
+        self._add(event_type, _Registered(where, event_class, warming if calls else invalidation, tuple(named)))
 
     def schedule(
         self,
@@ -139,15 +148,24 @@ class Rules:
 
     def simulate(self, event: Event) -> Plan:
         """Return what these rules would do about an event, without doing it. Raises what they raise."""
-        return self._plan(type_of(event), "simulated", lambda _: event)
+        simulated = Envelope("simulated", type_of(event), "", datetime.now(UTC), {})
+        return self._plan(simulated, lambda _: event)
 
     def plan(self, envelope: Envelope) -> Plan:
         """Return what to do about an event as the stream has it.
 
         What one rule cannot do about it (data that do not fit the class, that a template or a warm cannot use) is among
-        the plan's problems, and takes nothing from what it and the others do. Raises whatever else a rule raises.
+        the plan's problems, and takes nothing from what it and the others do. Raises whatever else a rule raises, several
+        of them as an ExceptionGroup.
         """
-        return self._plan(envelope.type, envelope.id, lambda cls: (cls or class_of(envelope.type)).read(envelope))
+        return self._plan(envelope, lambda cls: (cls or class_of(envelope.type)).read(envelope))
+
+    def plan_into(self, draft: Draft, envelope: Envelope) -> Unmet:
+        """Add to a draft what to do about an event as the stream has it; return what rules could not do.
+
+        What a rule raises, whatever it is, takes nothing from what it asked for before and what the others ask for.
+        """
+        return self._ask(draft, envelope, lambda cls: (cls or class_of(envelope.type)).read(envelope))
 
     def check(self) -> None:
         """Raise ConfigurationError for a cached function that a rule names and a worker cannot import."""
@@ -162,28 +180,30 @@ class Rules:
         """The types that some rule is for."""
         return frozenset(self._by_type)
 
-    def _plan(self, event_type: str, event_id: str, event_as: Callable[[type[Event] | None], Event]) -> Plan:
-        registered = self._by_type.get(event_type, ())
-        causes: dict[str, str] = {}
-        warms: list[Warm] = []
-        hot: list[Hot] = []
+    def _plan(self, envelope: Envelope, event_as: Callable[[type[Event] | None], Event]) -> Plan:
+        draft = Draft()
+        unmet = self._ask(draft, envelope, event_as)
+        if unmet.error is not None:
+            raise unmet.error
+        return draft.plan(ruled=envelope.type in self._by_type, problems=unmet.problems)
+
+    def _ask(self, draft: Draft, envelope: Envelope, event_as: Callable[[type[Event] | None], Event]) -> Unmet:
         problems: list[str] = []
-        for entry in registered:
-            cause = f"event:{event_id[:_ID_LENGTH]} rule:{entry.name}"
+        errors: list[Exception] = []
+        for entry in self._by_type.get(envelope.type, ()):
             try:
                 for item in _items(entry, entry.rule(event_as(entry.event_class))):
-                    if isinstance(item, Invalidate):
-                        for name in item.token_names():
-                            causes.setdefault(name, cause)
-                    elif isinstance(item, Warm):
-                        warms.append(item)
-                    elif isinstance(item, Hot):
-                        hot.append(item)
-                    else:
+                    if not draft.add(item, envelope, entry.name):
                         raise _not_given(entry, item)
             except PermanentError as error:
                 problems.append(shorten(f"{type(error).__name__}: {entry.name}: {error}"))
-        return Plan(causes, tuple(warms), bool(registered), tuple(problems), tuple(hot))
+            except Exception as error:  # noqa: BLE001 a rule is the service's code, and may raise anything
+                errors.append(error)
+        if not problems and not errors:
+            return _NOTHING_UNMET
+        if len(errors) > 1:
+            return Unmet(problems, ExceptionGroup(f"{len(errors)} rules failed", errors))
+        return Unmet(problems, errors[0] if errors else None)
 
     def _add(self, event_type: str, registered: _Registered) -> None:
         self._by_type.setdefault(event_type, []).append(registered)

@@ -9,6 +9,7 @@ acked |
 | ``event_dead_lettered`` | error | ``stream_id``, ``reason`` | set aside in the dead-letter stream |
 | ``events_claimed`` | warning | ``stream``, ``events`` | taken over from a worker that was not heard of |
 | ``events_lost`` | error | ``stream``, ``reason``, ``done`` | perhaps some skipped: everything is invalidated |
+| ``partitions_unread`` | error | ``streams``, ``partitions``, ``cure`` | publishers have more partitions than this |
 | ``events_left_pending`` | warning | ``stream``, ``events`` | stopped in an outage; the next worker applies them |
 | ``consumer_removed`` | info | ``consumer`` | a name that had nothing pending and was not heard of |
 | ``redis_away`` | error | ``server``, ``part``, ``error`` | once when an outage begins; it is ridden out |

@@ -15,8 +15,8 @@ from tidings import Cache
 from tidings.hearing import Clients
 from tidings.keys import ALL
 
-from .continuity import Histories, Loss, Position, carried_on, losses, trimmed
-from .groups import Group, Next
+from .continuity import Histories, Loss, Position, carried_on, losses
+from .groups import Group
 from .outage import Patience, is_group_gone, pause
 from .telemetry import log
 
@@ -148,17 +148,16 @@ class Watch:
             await self._ledger.keep_histories(now.known)
         self._histories = now
 
+    def looked_at(self, stream: str) -> str:
+        """Return the id up to which the group had read at the last look, which other workers can see as well."""
+        found = self._positions.get(stream)
+        return "0-0" if found is None else found.delivered
+
     async def make_up_for(self, stream: str, found: Sequence[Loss]) -> None:
         """Make up for what no later look would find: now, or with the first look that reaches Redis."""
         self._owed.append((stream, found))
         async with self._lock:
             await self._pay()
-
-    async def skipped(self, stream: str, following: Next) -> None:
-        """Make up for entries that a read found removed, unless the last look has seen them to be missing there."""
-        last = self._positions.get(stream)
-        if last is None or last.delivered != following.after or last.deficit < following.skipped:
-            await self.make_up_for(stream, [trimmed(following.skipped)])
 
     async def _pay(self) -> None:
         while self._owed:

@@ -1,13 +1,17 @@
 """Failovers under Sentinel: the primary killed, a replica that lacks what the primary had acknowledged, a swap of both.
 
 What was acknowledged by the old primary and has not reached the new one is lost: invalidations, acks and events. The
-worker cannot know what, so it invalidates everything, once, before it applies anything on the new primary. An event that
-was lost with its XADD stays lost, unless its publisher had asked for a replica; what it had changed is fresh all the
-same, because everything is.
+worker cannot know what, so it invalidates everything, once, before it reads anything from the new primary. An event
+that was lost with its XADD stays lost, unless its publisher had asked for a replica; what it had changed is fresh all
+the same, because everything is.
 """
 
 import asyncio
 import time
+
+import pytest
+from tidings import Cache
+from tidings_worker.servers import histories
 
 THINGS = 50
 
@@ -142,3 +146,65 @@ async def test_a_primary_that_is_relieved(new_world, sentinels, recovered):
     recovered(float(len(lost_events(world, new))), "events lost with their XADD:")
     await world.check(new)
     assert [worker.code for worker in workers] == [None, None]
+
+
+async def test_the_history_is_that_of_the_server_that_invalidations_go_to(sentinels, eventually):
+    """A primary that is relieved goes on for seconds; whoever connects meanwhile is led to its successor."""
+    async with Cache(sentinels.url) as connected, Cache(sentinels.url) as new:
+        await connected.invalidate_tags("a")
+        store, its = connected.reader().store, sentinels.clients[0].info("replication")["master_replid"]
+        sentinels.fail_over()
+        await eventually(sentinels.has_failed_over, "the failover")
+        assert await histories(store) == (frozenset({its}), True)
+        await connected.invalidate_tags("b")
+        assert not sentinels.clients[1].exists("token:tag:b")
+
+        async def is_led_to_the_successor() -> bool:
+            return await histories(new.reader().store) != (frozenset({its}), True)
+
+        await eventually_true(is_led_to_the_successor)
+
+
+async def eventually_true(condition, timeout=10):  # noqa: ASYNC109
+    deadline = time.monotonic() + timeout
+    while not await condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_worker_that_stays_with_a_relieved_primary_invalidates_everything_when_it_comes_over(
+    new_world, sentinels, eventually, recovered
+):
+    """A second worker, started at the new primary, has made up for the failover when the first one still works at the old.
+
+    What the first one has applied since is lost with the old primary. A value that was cached at the new one is stale
+    until the first worker comes over, and not longer.
+    """
+    world = new_world(sentinels.url)
+    stays = world.start_worker()
+    await world.applied(await world.change(1))
+    sentinels.fail_over()
+    await eventually(sentinels.has_failed_over, "the failover")
+    new_client = sentinels.clients[1]
+
+    async with Cache(sentinels.url) as reader:
+        get = reader.cached(namespace="things", tags=["thing:{thing}"], key="other:{thing}")(world._load)
+        await eventually_true(lambda: leads_to(reader, new_client))
+        world.start_worker()
+        await until_noticed(world)
+        assert stays.events("events_lost") == []
+        assert await get(1) == 1
+        await world.applied(await world.change(1))  # by the first worker, at the old primary
+        assert sentinels.clients[0].info("replication")["role"] == "master"
+        assert await get(1) == 1
+        began = time.monotonic()
+        await eventually(lambda: stays.events("events_lost"), "the first worker to come over", timeout=30)
+        recovered(time.monotonic() - began, "came over within")
+        assert await get(1) == 2
+    assert stays.code is None
+
+
+async def leads_to(cache, client) -> bool:
+    await cache.invalidate_tags("probe")
+    return client.exists("token:tag:probe") == 1

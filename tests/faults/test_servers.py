@@ -187,3 +187,58 @@ async def test_a_worker_that_is_cut_off_leaves_its_events_to_another(new_world, 
         world.check_every_change(client)
     assert [worker.code for worker in world.workers] == [None, None]
     assert world.events("events_lost") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_all_of_it_at_once(new_world, server_on_disk, recovered):
+    """For 40 s Redis is killed and restarted, workers are killed, one is cut off, and one event in a hundred fails.
+
+    Every other event is applied, no stale value is served, and the dead letters are those that fail, each once.
+    """
+    server = server_on_disk()
+    world = new_world(address(server.port), TIDINGS_OPERATION_TIMEOUT="1")
+    until = time.monotonic() + 40
+
+    async def kill_redis():
+        nonlocal server
+        while time.monotonic() < until:
+            await asyncio.sleep(random.uniform(4, 8))
+            server.terminate()
+            await asyncio.sleep(random.uniform(0, 1.5))
+            server = await asyncio.to_thread(server_on_disk)
+
+    async def kill_workers(running):
+        while time.monotonic() < until:
+            await asyncio.sleep(random.uniform(2, 5))
+            random.choice(running).send(signal.SIGKILL)
+
+    async def cut_off(proxy):
+        while time.monotonic() < until:
+            await asyncio.sleep(random.uniform(0.5, 4))
+            random.choice(list(FAULTS.values()))(proxy)
+            await asyncio.sleep(random.uniform(0.2, 2))
+            proxy.heal()
+
+    async def publish():
+        poisonous = []
+        while time.monotonic() < until:
+            poisonous += await world.publish_with_poison(400, THINGS, "raise")
+            await asyncio.sleep(0.2)
+        return sorted(poisonous)
+
+    with Proxy(server.port) as proxy:
+        cut = world.start_worker(TIDINGS_URL=address(proxy.port))
+        async with world.supervised(2) as running, world.readers(THINGS):
+            poisonous, *_ = await asyncio.gather(publish(), kill_redis(), kill_workers(running), cut_off(proxy))
+            with redis.Redis(port=server.port, socket_timeout=2) as client:
+                recovered(await world.settle(client))
+                # A publisher repeats what was not acknowledged, although it may be in the stream.
+                letters = [letter for _, letter in client.xrange("events:dead")]
+                assert all(b'"poison"' in letter[b"original:data"] for letter in letters)
+                dead = [letter[b"stream_id"] for letter in letters]
+                assert len(dead) == len(set(dead))
+                assert set(poisonous) <= set(dead)
+                await world.check(client, dead=len(dead))
+                world.check_every_change(client)
+        assert cut.code is None

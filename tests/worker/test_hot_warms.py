@@ -547,7 +547,8 @@ async def test_thousands_of_warms_are_handed_off_in_a_few_exchanges(noting, clie
     warms = [Warm(get_item, item) for item in range(2500)]
     client.config_resetstat()
     await finish.queue.hand_off(warms)
-    assert client.info("commandstats")["cmdstat_exec"]["calls"] == 3
+    scripts = client.info("commandstats")["cmdstat_evalsha"]
+    assert scripts["calls"] - scripts["failed_calls"] == 3  # one is refused if the server has yet to be given the script
     assert queued(client) == 2500
 
 

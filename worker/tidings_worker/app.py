@@ -146,7 +146,7 @@ class _Process:
             self._health.part(name, ok=True)
         failed = await self._until_all_ended()
         if not failed:
-            await self._leave(groups)
+            await self._leave(groups, watch)
         return EXIT_FAILED if failed else 0
 
     async def _first_look(self, watch: Watch) -> bool:
@@ -225,14 +225,17 @@ class _Process:
         await stopping
         return failed
 
-    async def _leave(self, groups: Sequence[Group]) -> None:
-        """Take this worker's name out of the groups, as far as nothing is pending for it."""
-        for group in groups if self._outage.over else ():
-            try:
-                await group.leave()
-            except Exception as error:
-                if not (is_outage(error) or is_group_gone(error)):  # else it goes when it has idled long enough
-                    raise
+    async def _leave(self, groups: Sequence[Group], watch: Watch) -> None:
+        """Say how far the groups are, for the next worker to compare, and take this one's name out of them."""
+        if not self._outage.over:
+            return
+        try:
+            await watch.check()
+            for group in groups:
+                await group.leave()  # unless something is pending for it
+        except Exception as error:
+            if not (is_outage(error) or is_group_gone(error)):  # else its name goes when it has idled long enough
+                raise
 
 
 def store_of(cache: Cache) -> RedisStore | ClusterStore:

@@ -3,7 +3,7 @@
 import copy
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, date, datetime
 
 import pytest
@@ -107,6 +107,39 @@ def test_fields_of_extensions_are_let_through():
 def test_what_cannot_be_read_says_why(fields, reason):
     with pytest.raises(EventError, match=reason):
         from_fields("events", "5-0", fields)
+
+
+def test_fields_with_nuls_and_any_unicode_are_read_as_they_are():
+    fields = {b"type": "\0t\u00fd\U0001f600".encode(), b"x\0": b"\0", b"subject": b"", b"id": b"\0"}
+    envelope = from_fields("events", "5-0", fields)
+    assert (envelope.type, envelope.subject, envelope.id) == ("\0t\u00fd\U0001f600", "", "\0")
+
+
+def test_two_fields_that_only_together_are_utf_8_are_refused():
+    with pytest.raises(EventError, match="the field b'type' is not UTF-8"):
+        from_fields("events", "5-0", {b"type": b"x\xc3", b"source": b"\xa9"})
+
+
+def test_an_event_may_have_so_many_bytes_and_no_more():
+    fields = {b"type": b"x", b"data": b"{}", b"x": b""}
+    room = 1024 * 1024 - sum(len(name) + len(value) for name, value in fields.items())
+    assert from_fields("events", "5-0", fields | {b"x": b"x" * room}).type == "x"
+    with pytest.raises(EventError, match="1048577 bytes are more than an event's 1048576"):
+        from_fields("events", "5-0", fields | {b"x": b"x" * (room + 1)})
+
+
+def test_an_envelope_cannot_be_changed_and_equals_one_of_the_same_attributes():
+    envelope, same = by_hand(b'{"a": 1}'), by_hand(b'{"a":  1}')
+    assert envelope == same
+    assert envelope != replace(envelope, data={"a": 2})
+    with pytest.raises(FrozenInstanceError):
+        envelope.id = "another"
+
+
+def test_an_envelope_gives_its_data_as_the_text_that_came_unless_it_has_others():
+    envelope = by_hand(b'{"a":  1}')
+    assert envelope.json == copy.copy(envelope).json == b'{"a":  1}'
+    assert json.loads(replace(envelope, data={"a": 2}).json) == {"a": 2}
 
 
 @given(st.dictionaries(st.sampled_from([b"type", b"data", b"time", b"id", b"x"]) | st.binary(max_size=8), st.binary()))

@@ -116,7 +116,11 @@ def test_these_are_all_nodes(cluster):
     assert {cluster.node_of(key).port for key in NODES.values()} == {node.port for node in cluster.nodes}
 
 
-@pytest.mark.parametrize("key", NODES.values(), ids=NODES)
+FIRST, *OTHERS = NODES.values()
+SOME_SLOW = [FIRST, *(pytest.param(key, marks=pytest.mark.slow) for key in OTHERS)]
+
+
+@pytest.mark.parametrize("key", SOME_SLOW, ids=NODES)
 async def test_a_node_that_was_killed_and_comes_back_with_its_data_is_caught_up_with(
     new_world, new_cluster, url, recovered, key
 ):
@@ -145,6 +149,7 @@ async def test_a_node_that_was_killed_and_comes_back_with_its_data_is_caught_up_
     assert 1 <= len(world.events("events_lost")) <= len(workers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", NODES.values(), ids=NODES)
 async def test_a_node_that_comes_back_empty_is_made_up_for(new_world, new_cluster, url, recovered, key):
     """The same without persistence: tokens and entries of that node are gone, or the stream with all in it."""

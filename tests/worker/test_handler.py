@@ -160,6 +160,53 @@ async def test_an_event_over_which_a_rule_fails_stays_pending_and_takes_nothing_
     assert isinstance(error, ZeroDivisionError)
 
 
+async def test_what_the_other_rules_ask_for_is_done_also_for_an_event_that_is_tried_again(
+    cache, client, handle, pending
+):
+    rules = Rules()
+
+    @rules.on("handler.by_hand")
+    def broken(event):
+        raise ZeroDivisionError
+
+    rules.map("handler.by_hand", tags=["user:{user_id}"], warm=[get_user])
+    client.xadd("events", {"type": "handler.by_hand", "data": '{"user_id": 7}'})
+    warmer = Warmer()
+    await handle(rules=rules, warmer=warmer)
+    assert client.exists("token:tag:user:7")
+    assert warmer.warms == [Warm(get_user, 7)]
+    assert pending() == 1
+    assert client.hgetall("events:counts") == {b"retried": b"1", b"tokens": b"1", b"warms": b"1"}
+
+
+def test_what_the_other_rules_ask_for_is_done_also_for_an_event_that_is_set_aside():
+    rules = Rules()
+
+    @rules.on("handler.by_hand")
+    def broken(event):
+        raise ZeroDivisionError("of a rule")
+
+    rules.map("handler.by_hand", tags=["name:{name}"])
+    rules.map("handler.by_hand", tags=["user:{user_id}"])
+    entry = Entry("1-0", {b"type": b"handler.by_hand", b"data": b'{"user_id": 7}'})
+    again = digest("events", [entry], rules, RetryPolicy())
+    assert [one.stream_id for one, _ in again.failed] == ["1-0"]
+    assert again.plan.tags == {"user:7"}
+
+    last = digest("events", [entry._replace(deliveries=5)], rules, RetryPolicy(max_deliveries=5))
+    ((_, reason),) = last.dead
+    assert "name" in reason
+    assert "of a rule" in reason
+    assert (last.plan.tags, last.applied) == ({"user:7"}, ())
+
+
+def test_a_batch_says_which_event_was_the_last_to_ask_for_a_warm():
+    entries = [Entry(f"{number}-0", {b"type": b"handler.updated", b"data": b'{"user_id": 7}'}) for number in (1, 2)]
+    batch = digest("events", entries, RULES, RetryPolicy())
+    assert batch.askers == {Warm(get_user, 7).name: "2-0"}
+    assert batch.types == {"handler.updated": 2}
+
+
 def test_an_event_that_fails_at_its_last_delivery_is_dead():
     rules = Rules()
 

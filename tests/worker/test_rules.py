@@ -1,16 +1,21 @@
 """Rules: event -> plan, and what wrong rules get. Nothing here touches a server."""
 
+import gc
 import re
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum
 from functools import partial
+from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from tidings import Event, cached
-from tidings.errors import ArgumentError, ConfigurationError, PermanentError, TemplateError
+from tidings import Envelope, Event, cached
+from tidings.errors import ArgumentError, ConfigurationError, EventError, PermanentError, TemplateError
 from tidings.events import from_fields, to_fields
 from tidings_worker import Invalidate, Plan, Rules, Warm
-from tidings_worker.plans import merge
+from tidings_worker.plans import Draft, merge
 
 
 class Ingested(Event, type="rules.ingested"):
@@ -76,6 +81,7 @@ def local_function():
     return inner
 
 
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
 INGESTED = Ingested(package="json", as_of=date(2026, 11, 20))
 
 
@@ -226,6 +232,45 @@ def test_what_a_rule_raises_is_not_hidden(rules):
         rules.simulate(INGESTED)
 
 
+def test_what_several_rules_raise_is_a_group_of_it(rules):
+    rules.on(Ingested)(lambda _: 1 / 0)
+    rules.on(Ingested)(lambda _: int("x"))
+    for ask in (lambda: rules.simulate(INGESTED), lambda: rules.plan(from_stream(INGESTED))):
+        with pytest.raises(ExceptionGroup) as raised:
+            ask()
+        assert list(map(type, raised.value.exceptions)) == [ZeroDivisionError, ValueError]
+
+
+def test_a_rule_that_raises_takes_nothing_from_what_it_and_the_others_have_asked_for(rules):
+    @rules.on(Ingested)
+    def half_way(event):
+        yield Invalidate(tags=["before"])
+        raise ZeroDivisionError
+
+    @rules.on(Ingested)
+    def never(event):
+        raise EventError("not to be had")
+
+    rules.map(Ingested, tags=["package:{package}"], warm=[get_popular])
+    draft = Draft()
+    problems, error = rules.plan_into(draft, from_stream(INGESTED))
+    assert isinstance(error, ZeroDivisionError)
+    assert "not to be had" in "".join(problems)
+    assert draft.plan().tags == {"before", "package:json"}
+    assert draft.plan().warms == (Warm(get_popular),)
+
+
+def test_a_draft_of_many_events_has_the_first_cause_of_each_token_and_the_last_to_ask_for_each_warm(rules):
+    rules.map(Ingested, namespaces=["stats"], tags=["package:{package}"], warm=[get_popular])
+    draft = Draft()
+    for number in (1, 2, 3):
+        fields = {name.encode(): value.encode() for name, value in to_fields(INGESTED, source="/test").items()}
+        rules.plan_into(draft, from_fields("events", f"{number}-0", fields | {b"id": b"e-%d" % number}))
+    cause = "event:e-1 rule:rules.map('rules.ingested')"
+    assert draft.plan().causes == {"namespace:stats": cause, "tag:package:json": cause}
+    assert draft.askers == {Warm(get_popular).name: "3-0"}
+
+
 # One-liners
 
 
@@ -248,6 +293,65 @@ def test_each_rule_is_given_an_event_of_its_own(rules):
     rules.on("rules.listed")(lambda event: Invalidate(tags=[event.names.pop()]))
     rules.on("rules.listed")(lambda event: Invalidate(tags=[f"last:{event.names[-1]}"]))
     assert rules.plan(by_hand("rules.listed", '{"names": ["a", "b"]}')).tags == {"b", "last:b"}
+
+
+class Anything(Event, type="rules.anything"):
+    what: Any
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+ALIKE = [
+    *(1, True, 1.0, Decimal(1), Decimal("1.0"), Decimal("1.00"), "1", Level.LOW, 0, False, 0.0, -0.0, None, "null", ""),
+    *("true", "True", 10**50, float(10**50), date(2026, 1, 1), datetime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),
+    *(datetime(2026, 1, 1, 1, tzinfo=timezone(timedelta(hours=1))), "2026-01-01", UUID(int=1), str(UUID(int=1))),
+    *(time(1), time(1, fold=1), User(id=1), [1], {"id": 1}),
+]
+
+
+@pytest.mark.parametrize("template", ["it:{what}", "it:{what:>5}", "it:{what.real}"])
+def test_what_a_map_remembers_is_of_that_very_value_and_not_of_one_that_equals_it(template):
+    """1, True and 1.0 are equal, and have tags of their own."""
+
+    def asked(rules, value):
+        draft = Draft()
+        problems, _ = rules.plan_into(draft, Envelope("1", "rules.anything", "/", NOW, {}), Anything(what=value))
+        return draft.plan().tags, problems
+
+    def mapped():
+        rules = Rules()
+        rules.map(Anything, tags=[template])
+        return rules
+
+    used = mapped()
+    for value in ALIKE + ALIKE[::-1]:
+        assert asked(used, value) == asked(mapped(), value), repr(value)
+
+
+def remembered(of):
+    """The invalidations that are alive and have a tag which begins like this."""
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is Invalidate and one.tags and one.tags[0].startswith(of)]
+
+
+def test_a_map_remembers_no_long_texts(rules):
+    """A hostile producer must not fill the worker's memory."""
+    rules.map("rules.long", tags=["long:{text}"], namespaces=["n{text:.1}"])
+    for number in range(50):
+        rules.simulate(Event.of("rules.long", {"text": f"{number}" + "x" * 1000}))
+    assert remembered("long:") == []
+    assert rules.simulate(Event.of("rules.long", {"text": "short"})).tags == {"long:short"}
+    assert len(remembered("long:")) == 1
+
+
+def test_a_map_remembers_so_many_and_then_starts_anew(rules, monkeypatch):
+    monkeypatch.setattr("tidings_worker.mapping._REMEMBERED", 10)
+    rules.map("rules.many", tags=["many:{number}"])
+    for number in [*range(95), *range(95)]:
+        assert rules.simulate(Event.of("rules.many", {"number": number})).tags == {f"many:{number}"}
+    assert 0 < len(remembered("many:")) <= 10
 
 
 def test_a_map_warms_functions_with_the_fields_their_parameters_name(rules):

@@ -61,12 +61,14 @@ def digest(stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPol
     failed: list[tuple[Entry, Exception]] = []
     applied: list[Envelope] = []
     for entry in entries:
+        envelope: Envelope | None = None
         try:
             envelope = from_fields(stream, entry.stream_id, entry.fields)
-        except PermanentError as error:
-            dead.append((entry, shorten(f"{type(error).__name__}: {error}")))
-            continue
-        problems, error = rules.plan_into(draft, envelope)
+            problems, error = rules.plan_into(draft, envelope)
+        except PermanentError as unreadable:
+            problems, error = [shorten(f"{type(unreadable).__name__}: {unreadable}")], None
+        except Exception as failure:  # noqa: BLE001 whatever may be wrong with one takes nothing from the others
+            problems, error = [], failure
         if error is not None and not policy.is_last(entry.deliveries):
             failed.append((entry, error))
         elif error is not None:
@@ -74,7 +76,7 @@ def digest(stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPol
             dead.append((entry, "; ".join([*problems, last])))
         elif problems:  # what could be done is done; what could not is somebody's to look at
             dead.append((entry, "; ".join(problems)))
-        else:
+        elif envelope is not None:
             applied.append(envelope)
     types = Counter([envelope.type for envelope in applied])
     return Batch(

@@ -1,6 +1,6 @@
 """What rules ask for: invalidations and warms, and the plan that they come to. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,24 +154,40 @@ class Draft:
         #: by the name of a warm, the stream entry that was the last to ask for it
         self.askers: dict[str, str | None] = {}
 
-    def add(self, item: object, envelope: Envelope, rule: str) -> bool:
-        """Add what a rule asks for because of an event. False: it is nothing that a rule can ask for."""
-        if isinstance(item, Invalidate):
-            for name in item.token_names():
-                if name not in self._causes:  # as most of a batch are, and no text need be made for those
-                    self._causes[name] = f"event:{envelope.id[:_ID_LENGTH]} rule:{rule}"
-        elif isinstance(item, Warm):
-            self._warms.append(item)
-            self.askers[item.name] = envelope.stream_id
-        elif isinstance(item, Hot):
-            self._hot.append(item)
-        else:
-            return False
-        return True
+    def take(self, given: Any, envelope: Envelope, rule: str) -> None:
+        """Add what a rule gave because of an event: one thing, many or none.
+
+        Raises ConfigurationError for anything that a rule cannot ask for, with what came before it added, and whatever
+        a generator raises.
+        """
+        if given is None:
+            return
+        if isinstance(given, (Invalidate, Warm, Hot)):  # a union would be made anew for every event
+            given = (given,)
+        try:
+            items: Iterator[Any] = iter(given)
+        except TypeError:
+            raise _unasked(given, rule) from None
+        for item in items:
+            if isinstance(item, Invalidate):
+                for name in item.token_names():
+                    if name not in self._causes:  # as most of a batch are, and no text need be made for those
+                        self._causes[name] = f"event:{envelope.id[:_ID_LENGTH]} rule:{rule}"
+            elif isinstance(item, Warm):
+                self._warms.append(item)
+                self.askers[item.name] = envelope.stream_id
+            elif isinstance(item, Hot):
+                self._hot.append(item)
+            else:
+                raise _unasked(item, rule)
 
     def plan(self, *, ruled: bool = False, problems: Iterable[str] = ()) -> Plan:
         """Return what has been asked for so far, warms as often as that was."""
         return Plan(dict(self._causes), tuple(self._warms), ruled, tuple(problems), tuple(self._hot))
+
+
+def _unasked(item: Any, rule: str) -> ConfigurationError:
+    return ConfigurationError(f"{rule}: a rule yields Invalidate and Warm, not {type(item).__name__}")
 
 
 def merge(plans: Iterable[Plan]) -> Plan:

@@ -26,9 +26,9 @@ HOT_JOB_NAME = "tidings.warm_hot"
 #: Jobs that go to the server in one script: it serves nobody else meanwhile.
 _CHUNK = 1000
 
-#: Queues jobs. A script, because redis-py takes as long for one command as the server for several jobs. Keys: the queue,
-#: and that of each job. Arguments: the length of what these begin with before the job's id, when they expire in ms, and
-#: for each job its text and when it is due.
+#: Queues jobs. A script, because redis-py takes as long for one command as the server for several jobs. Keys: the
+#: queue, and that of each job. Arguments: the length of what these begin with before the job's id, when they expire in
+#: ms, and for each job its text and when it is due.
 _ENQUEUE = """
 for i = 2, #KEYS do
   redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'PX', ARGV[2], 'NX')
@@ -72,7 +72,8 @@ class WarmQueue:
             await self._write(jobs[start : start + _CHUNK], now_ms)
 
     async def _write(self, jobs: Iterable[_Job], now_ms: int) -> None:
-        keys, arguments = [self._queue], [len(job_key_prefix), _JOB_EXPIRES_MS]
+        keys = [self._queue]
+        arguments: list[bytes | int] = [len(job_key_prefix), _JOB_EXPIRES_MS]
         for name, function, args, options, due_ms in jobs:
             keys.append(f"{job_key_prefix}{self._queue}:{name}")
             arguments += serialize_job(function, args, options, None, now_ms, serializer=to_json), due_ms

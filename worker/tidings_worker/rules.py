@@ -1,7 +1,7 @@
 """Rules: event -> Plan. Pure: what an event makes wrong is decided here, and done elsewhere."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -57,7 +57,7 @@ class Unmet(NamedTuple):
     error: Exception | None
 
 
-_NOTHING_UNMET = Unmet([], None)
+_NOTHING = Unmet([], None)
 
 
 class Rules:
@@ -149,23 +149,36 @@ class Rules:
     def simulate(self, event: Event) -> Plan:
         """Return what these rules would do about an event, without doing it. Raises what they raise."""
         simulated = Envelope("simulated", type_of(event), "", datetime.now(UTC), {})
-        return self._plan(simulated, lambda _: event)
+        return self._plan(simulated, event)
 
     def plan(self, envelope: Envelope) -> Plan:
         """Return what to do about an event as the stream has it.
 
         What one rule cannot do about it (data that do not fit the class, that a template or a warm cannot use) is among
-        the plan's problems, and takes nothing from what it and the others do. Raises whatever else a rule raises, several
-        of them as an ExceptionGroup.
+        the plan's problems, and takes nothing from what it and the others do. Raises whatever else a rule raises; when
+        several do, an ExceptionGroup.
         """
-        return self._plan(envelope, lambda cls: (cls or class_of(envelope.type)).read(envelope))
+        return self._plan(envelope)
 
-    def plan_into(self, draft: Draft, envelope: Envelope) -> Unmet:
-        """Add to a draft what to do about an event as the stream has it; return what rules could not do.
+    def plan_into(self, draft: Draft, envelope: Envelope, event: Event | None = None) -> Unmet:
+        """Add to a draft what to do about an event; return what rules could not do.
 
-        What a rule raises, whatever it is, takes nothing from what it asked for before and what the others ask for.
+        What a rule raises, whatever it is, takes nothing from what it asked for before and from what the others ask
+        for. The event is read from the envelope, for each rule anew and in the rule's class, unless it is given.
         """
-        return self._ask(draft, envelope, lambda cls: (cls or class_of(envelope.type)).read(envelope))
+        problems: list[str] = []
+        errors: list[Exception] = []
+        for entry in self._by_type.get(envelope.type, ()):
+            try:
+                own = (entry.event_class or class_of(envelope.type)).read(envelope) if event is None else event
+                draft.take(entry.rule(own), envelope, entry.name)
+            except PermanentError as error:
+                problems.append(shorten(f"{type(error).__name__}: {entry.name}: {error}"))
+            except Exception as error:  # noqa: BLE001 a rule is the service's code, and may raise anything
+                errors.append(error)
+        if len(errors) > 1:
+            errors = [ExceptionGroup(f"{len(errors)} rules failed", errors)]
+        return Unmet(problems, errors[0]) if errors else Unmet(problems, None) if problems else _NOTHING
 
     def check(self) -> None:
         """Raise ConfigurationError for a cached function that a rule names and a worker cannot import."""
@@ -180,50 +193,15 @@ class Rules:
         """The types that some rule is for."""
         return frozenset(self._by_type)
 
-    def _plan(self, envelope: Envelope, event_as: Callable[[type[Event] | None], Event]) -> Plan:
+    def _plan(self, envelope: Envelope, event: Event | None = None) -> Plan:
         draft = Draft()
-        unmet = self._ask(draft, envelope, event_as)
-        if unmet.error is not None:
-            raise unmet.error
-        return draft.plan(ruled=envelope.type in self._by_type, problems=unmet.problems)
-
-    def _ask(self, draft: Draft, envelope: Envelope, event_as: Callable[[type[Event] | None], Event]) -> Unmet:
-        problems: list[str] = []
-        errors: list[Exception] = []
-        for entry in self._by_type.get(envelope.type, ()):
-            try:
-                for item in _items(entry, entry.rule(event_as(entry.event_class))):
-                    if not draft.add(item, envelope, entry.name):
-                        raise _not_given(entry, item)
-            except PermanentError as error:
-                problems.append(shorten(f"{type(error).__name__}: {entry.name}: {error}"))
-            except Exception as error:  # noqa: BLE001 a rule is the service's code, and may raise anything
-                errors.append(error)
-        if not problems and not errors:
-            return _NOTHING_UNMET
-        if len(errors) > 1:
-            return Unmet(problems, ExceptionGroup(f"{len(errors)} rules failed", errors))
-        return Unmet(problems, errors[0] if errors else None)
+        problems, error = self.plan_into(draft, envelope, event)
+        if error is not None:
+            raise error
+        return draft.plan(ruled=envelope.type in self._by_type, problems=problems)
 
     def _add(self, event_type: str, registered: _Registered) -> None:
         self._by_type.setdefault(event_type, []).append(registered)
-
-
-def _items(entry: _Registered, result: Any) -> Iterator[Any]:
-    """Return what a rule gave as one thing, many or none."""
-    if result is None:
-        result = ()
-    elif isinstance(result, (Invalidate, Warm, Hot)):  # a union would be made anew for every event
-        result = (result,)
-    try:
-        items: Iterator[Any] = iter(result)
-    except TypeError:
-        raise _not_given(entry, result) from None
-    return items
-
-
-def _not_given(entry: _Registered, item: Any) -> ConfigurationError:
-    return ConfigurationError(f"{entry.name}: a rule yields Invalidate and Warm, not {type(item).__name__}")
 
 
 _CRON_RANGES = {

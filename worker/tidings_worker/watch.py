@@ -8,7 +8,9 @@ no worker runs is seen by the next one, and so that of several workers that see 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 
 from pydantic import BaseModel, ValidationError
 from tidings import Cache
@@ -30,7 +32,7 @@ class _Kept(BaseModel, frozen=True):
 #: Gives the replication ids of the servers that answer, and whether all of them did.
 SeeHistories = Callable[[], Awaitable[tuple[frozenset[str], bool]]]
 
-_HISTORIES = "histories"
+_HISTORIES, _MADE_UP = "histories", "histories:made_up"
 
 
 class Ledger:
@@ -61,6 +63,24 @@ class Ledger:
         """Keep the histories that were seen."""
         await self._set(_HISTORIES, " ".join(sorted(seen)))
 
+    async def note_made_up(self) -> None:
+        """Keep that a change of histories has been made up for, now."""
+        await self._set(_MADE_UP, str(await self._now()))
+
+    async def made_up_ago(self) -> float:
+        """Return the seconds since that was noted, by the server's clock."""
+        text = await self._get(_MADE_UP)
+        try:
+            return await self._now() - float(text or b"-inf")
+        except ValueError:
+            return inf
+
+    async def _now(self) -> float:
+        client = await self._clients.client_for(self._key)
+        async with asyncio.timeout(self._clients.timeout):
+            seconds, micros = await client.time()
+            return float(seconds) + float(micros) / 1_000_000
+
     async def _get(self, name: str) -> bytes | None:
         client = await self._clients.client_for(self._key)
         async with asyncio.timeout(self._clients.timeout):
@@ -83,6 +103,8 @@ class Watch:
         ledger: Ledger,
         see_histories: SeeHistories,
         on_loss: Callable[[Loss], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cache = cache
         self._groups = groups
@@ -91,6 +113,8 @@ class Watch:
         self._on_loss = on_loss
         self._positions: dict[str, Position] = {}
         self._histories: Histories | None = None
+        self._clock = clock
+        self._histories_seen_at = -inf
         self._owed: list[tuple[str, Sequence[Loss]]] = []
         self._lock = asyncio.Lock()
 
@@ -135,18 +159,30 @@ class Watch:
         self._positions[stream] = now
 
     async def _check_histories(self) -> None:
+        """Look whether a server has another history.
+
+        That another worker has made up for it is enough only where it did so after our last look: until then we have
+        worked with the old server, which may go on for seconds while sentinels relieve it.
+
+            1. worker A   is led to the new primary, and invalidates everything there
+            2. worker B   is connected to the old one, and applies an event there
+            3. sentinels  end the old one; worker B is led to the new primary, where nobody has heard of 2
+        """
         seen, complete = await self._see_histories()
+        looked_at = self._clock()
         if self._histories is None:
             self._histories = Histories(await self._ledger.histories())
         before = self._histories
         if found := before.losses(seen):
             kept = Histories(await self._ledger.histories())
-            if not kept.known or kept.losses(seen):
+            since = looked_at - self._histories_seen_at
+            if not kept.known or kept.losses(seen) or await self._ledger.made_up_ago() >= since:
                 await self._make_up("", found)
+                await self._ledger.note_made_up()
         now = before.carried_on(seen, complete=complete)
         if now != before or not before.known:
             await self._ledger.keep_histories(now.known)
-        self._histories = now
+        self._histories, self._histories_seen_at = now, looked_at
 
     def looked_at(self, stream: str) -> str:
         """Return the id up to which the group had read at the last look, which other workers can see as well."""

@@ -22,10 +22,11 @@ from tidings_worker.delivery import Entry, Retries, RetryPolicy
 from tidings_worker.groups import Group, Reading
 from tidings_worker.handler import Handler
 from tidings_worker.handler import Outcome as HandlerOutcome
+from tidings_worker.ledger import Ledger
 from tidings_worker.outage import Outage, Patience
 from tidings_worker.servers import histories
 from tidings_worker.warming import WarmQueue
-from tidings_worker.watch import Ledger, Watch
+from tidings_worker.watch import Watch
 from worker_load import fill, rules, stream_fields, unacknowledged
 from worker_rows import Outcome, Row, Run
 

@@ -10,9 +10,10 @@ from tidings_worker.consumer import Consumer
 from tidings_worker.delivery import Retries, RetryPolicy
 from tidings_worker.groups import MARK, Group
 from tidings_worker.handler import Handler
+from tidings_worker.ledger import Ledger
 from tidings_worker.outage import Outage, Patience
 from tidings_worker.reclaimer import Reclaimer, Upkeep
-from tidings_worker.watch import Ledger, Watch
+from tidings_worker.watch import Watch
 
 
 class NoWarms:

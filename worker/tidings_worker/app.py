@@ -29,6 +29,7 @@ from .groups import Group
 from .handler import Handler
 from .health import Health, keep_beating, pages, serving
 from .jobs import jobs_pool, jobs_url
+from .ledger import Ledger
 from .metrics import Metrics
 from .observer import SERVERS, Observer, Watched
 from .outage import Outage, Patience, is_group_gone, is_outage
@@ -41,7 +42,7 @@ from .stopping import Stop
 from .telemetry import log
 from .threads import DaemonThreads
 from .warming import WarmWorker
-from .watch import Ledger, Watch
+from .watch import Watch
 
 EXIT_FAILED = 1
 

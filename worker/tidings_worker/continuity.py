@@ -119,7 +119,7 @@ def _lacks_pending(position: Position) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """The replication ids of the servers that hold the cache and the events: each names one history of writes.
+    """What the servers that hold the cache and the events call their histories of writes; see `servers`.
 
     A replica that is promoted begins a new one, and so does a server that starts. Writes that the old one had
     acknowledged may be missing from it: invalidations, so that a token has an old value again; acknowledgements, which

@@ -6,23 +6,23 @@ Raises redis-py's exceptions, and TimeoutError for an answer that does not come 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.crc import key_slot
 from redis.exceptions import ResponseError
 from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
 from tidings.errors import UnavailableError
-from tidings.hearing import Clients
 from tidings.keys import EventStream
 from tidings.layout import unique
-from tidings.operations import APPLIED_LENGTH, Command
+from tidings.operations import APPLIED_LENGTH
 from tidings.servers import LONGEST_BLOCK
 from tidings.store import in_transaction, replies_of
 
+from . import group_scripts
 from .continuity import Position
 from .delivery import Entry
+from .exchange import Exchange, Store
 from .outage import is_group_gone
 
 #: What the name of the consumer that marks a group begins with.
@@ -30,78 +30,6 @@ MARK = "tidings:group:"
 
 #: Entries that one trim removes at most: it holds up the server for as long as it takes.
 _TRIMMED_AT_ONCE = 10_000
-
-#: Makes the group at the beginning of the stream, and gives it a mark unless it has one. What was removed from the
-#: stream before that counts as read: nobody has promised anything about it. Keys: stream. Arguments: group, mark, what
-#: marks begin with.
-_CREATE = """
-local found = redis.pcall('XINFO', 'STREAM', KEYS[1])
-local added, length = 0, 0
-if not found.err then
-  for i = 1, #found, 2 do
-    if found[i] == 'entries-added' then added = found[i + 1] end
-    if found[i] == 'length' then length = found[i + 1] end
-  end
-end
-local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM', 'ENTRIESREAD', added - length)
-if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  for i = 1, #consumer, 2 do
-    if consumer[i] == 'name' and string.sub(consumer[i + 1], 1, #ARGV[3]) == ARGV[3] then return 0 end
-  end
-end
-redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], ARGV[2])
-return 1
-"""
-
-#: Removes what every group has acknowledged, but for the last entries. Keys: stream. Arguments: entries to keep, how
-#: many to remove at most, and an id beyond which nothing is removed.
-_TRIM = """
-local function before(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if am ~= bm then return tonumber(am) < tonumber(bm) end
-  return tonumber(as) < tonumber(bs)
-end
-local excess = math.min(redis.call('XLEN', KEYS[1]) - tonumber(ARGV[1]), tonumber(ARGV[2]))
-if excess <= 0 then return 0 end
-local safe = ARGV[3]
-local grouped = false
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local facts = {}
-  for i = 1, #group, 2 do facts[group[i]] = group[i + 1] end
-  local acked = facts['last-delivered-id']
-  if facts['pending'] > 0 then acked = redis.call('XPENDING', KEYS[1], facts['name'])[2] end
-  if before(acked, safe) then safe = acked end
-  grouped = true
-end
-if not grouped then return 0 end
-return redis.call('XTRIM', KEYS[1], 'MINID', '~', safe, 'LIMIT', excess)
-"""
-
-#: redis-py drops the cursor of an XAUTOCLAIM with JUSTID, and with it all but the first page. Keys: stream. Arguments:
-#: group, consumer, idle ms, cursor, how many.
-_CLAIM_IDLE = """
-return redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
-"""
-
-#: Removes consumers that have nothing pending and have not been heard of for a while; the check and the removal are
-#: one, since what is delivered in between would go with the consumer. Keys: stream. Arguments: group, idle ms, the one
-#: to look at ('': all), what marks begin with.
-_REMOVE = """
-local removed = {}
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  local facts = {}
-  for i = 1, #consumer, 2 do facts[consumer[i]] = consumer[i + 1] end
-  local name = facts['name']
-  local meant = (ARGV[3] == '' or name == ARGV[3]) and string.sub(name, 1, #ARGV[4]) ~= ARGV[4]
-  if meant and facts['pending'] == 0 and facts['idle'] >= tonumber(ARGV[2]) then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
-    removed[#removed + 1] = name
-  end
-end
-return removed
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,53 +66,6 @@ class Receipts:
     amounts: Mapping[str, int] = field(default_factory=dict)
 
 
-class Store(Clients, Protocol):
-    """What a group needs of `RedisStore` or `ClusterStore`."""
-
-    async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:
-        """Carry out commands as one transaction on the server of a key."""
-        ...
-
-    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
-        """Return a connection of one's own to the server of a key."""
-        ...
-
-
-class Exchange:
-    """Commands for keys that may be on several servers, which are asked one after another, as they were first named.
-
-    On one server they are one transaction. On a cluster those for keys of one slot are, for it permits no more.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._is_cluster = isinstance(store, ClusterStore)
-        self._parts: dict[int, tuple[str, list[Command]]] = {}
-        #: for each command, in order: its transaction, and its place there
-        self._places: list[tuple[int, int]] = []
-
-    def add(self, key: str, *command: str | bytes | int) -> None:
-        """Add a command for this key."""
-        which = key_slot(key.encode()) if self._is_cluster else 0
-        _, commands = self._parts.setdefault(which, (key, []))
-        self._places.append((which, len(commands)))
-        commands.append(command)
-
-    @property
-    def commands(self) -> list[Command]:
-        """All of them, for one server."""
-        return [self._parts[which][1][place] for which, place in self._places]
-
-    async def execute(self) -> list[Any]:
-        """Send everything; return the replies in the order of the commands."""
-        # The second connection: a batch of events is big, and invalidations must not wait behind it.
-        replies = {
-            which: await self._store.transact(key, commands, bulk=True)
-            for which, (key, commands) in self._parts.items()
-        }
-        return [replies[which][place] for which, place in self._places]
-
-
 class Group:
     """One consumer's view of its group. `clients` are the store's, by key: on a cluster they lead to several nodes."""
 
@@ -212,7 +93,7 @@ class Group:
 
         It starts at 0: what came before the first worker counts too.
         """
-        await self._eval(_CREATE, self.group, f"{MARK}{unique().decode()}", MARK)
+        await self._eval(group_scripts.CREATE, self.group, f"{MARK}{unique().decode()}", MARK)
 
     @property
     def is_reading(self) -> bool:
@@ -312,7 +193,9 @@ class Group:
 
     async def claim_idle(self, idle_ms: int, cursor: str, count: int) -> Claimed:
         """Take over entries that nobody has touched for `idle_ms`, without counting that as a delivery."""
-        following, ids, *deleted = await self._eval(_CLAIM_IDLE, self.group, self.name, idle_ms, cursor, count)
+        following, ids, *deleted = await self._eval(
+            group_scripts.CLAIM_IDLE, self.group, self.name, idle_ms, cursor, count
+        )
         return Claimed(_text(following), [_text(i) for i in ids], [_text(i) for ids in deleted for i in ids])
 
     async def deliveries(self, ids: Sequence[str]) -> dict[str, int]:
@@ -364,15 +247,15 @@ class Group:
 
         Return how many went: some may be left.
         """
-        return int(await self._eval(_TRIM, keep, _TRIMMED_AT_ONCE, upto))
+        return int(await self._eval(group_scripts.TRIM, keep, _TRIMMED_AT_ONCE, upto))
 
     async def remove_idle(self, idle_ms: int) -> list[str]:
         """Remove consumers that have nothing pending and were not heard of for `idle_ms`; return their names."""
-        return [_text(name) for name in await self._eval(_REMOVE, self.group, idle_ms, "", MARK)]
+        return [_text(name) for name in await self._eval(group_scripts.REMOVE, self.group, idle_ms, "", MARK)]
 
     async def leave(self) -> None:
         """Remove this consumer from the group if nothing is pending for it: with it, its pending list would go."""
-        await self._eval(_REMOVE, self.group, 0, self.name, MARK)
+        await self._eval(group_scripts.REMOVE, self.group, 0, self.name, MARK)
 
     async def _eval(self, script: str, *arguments: str | int) -> Any:
         client = await self._client()

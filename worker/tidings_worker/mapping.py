@@ -40,20 +40,21 @@ def invalidation_of(namespaces: Sequence[Template], tags: Sequence[Template]) ->
     known: dict[tuple[Any, ...], Invalidate] = {}
 
     def invalidation(event: Event) -> Invalidate:
+        identity: tuple[Any, ...] | None = None
         data = event.__dict__ if not event.__pydantic_extra__ else event.__dict__ | event.__pydantic_extra__
         try:
             values = [data[name] for name in names]
             identity = (*values, *map(type, values))
             found = known.get(identity)
         except (KeyError, TypeError):  # a name that is missing, a value without a hash
-            identity, found = (), None
+            found = None
         if found is None:
             value = value_of(event)
             found = Invalidate(
                 namespaces=[template.render(value) for template in namespaces],
                 tags=[template.render(value) for template in tags],
             )
-            if identity and memorable(identity):
+            if identity is not None and memorable(identity):
                 if len(known) >= _REMEMBERED:
                     known.clear()
                 known[identity] = found

@@ -39,7 +39,7 @@ class Upkeep:
     #: an entry that nobody has touched for so long is claimed; who works on it says so three times in that time
     claim_idle: float = 5.0
     #: a consumer with nothing pending that was not heard of for so long is removed
-    consumer_idle: float = 3600.0
+    consumer_idle: float = 600.0
     #: acknowledged entries that are kept
     keep_events: int = 10_000
     interval: float = 0.5

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -14,7 +14,7 @@ from .outage import is_outage
 
 
 async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], bool]:
-    """Return the replication ids of the servers that answer, and whether all did; see `continuity`.
+    """Return the names of the histories of the servers that answer, and whether all did; see `continuity`.
 
     Raises UnavailableError, or what Redis does, when none answers.
     """
@@ -25,7 +25,11 @@ async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], b
     for client in await store.primaries():
         try:
             async with asyncio.timeout(store.timeout):
-                seen.add(str((await client.info("replication"))["master_replid"]))
+                pipe = client.pipeline(transaction=False)
+                pipe.info("server")
+                pipe.info("replication")
+                server, replication = await pipe.execute()
+                seen.add(_history(str(server["run_id"]), replication))
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -54,6 +58,16 @@ class _History:
         if found is None:
             raise ValueError("the server does not say which history it has")
         return found[1].decode()
+
+
+def _history(run_id: str, replication: Mapping[str, Any]) -> str:
+    """Return the name of a server's history: another one when it was started anew, or has taken over from another.
+
+    Its replication id alone will not do: that changes too when it gets its first replica, and nothing is lost then. A
+    server that was promoted still names the history that it had followed.
+    """
+    followed = str(replication.get("master_replid2", "")).strip("0")
+    return f"{run_id}:{replication['master_replid']}" if followed else run_id
 
 
 async def check_settings(store: RedisStore | ClusterStore, where: str, jobs: Redis, jobs_where: str) -> None:

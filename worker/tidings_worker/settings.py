@@ -32,7 +32,7 @@ class WorkerSettings(BaseSettings):
         description="an event in the hands of a worker that has not been heard of for so long is another's to apply",
     )
     consumer_idle: float = Field(
-        default=3600.0, ge=1, description="a consumer without pending events is removed after so long without a sign"
+        default=600.0, ge=1, description="a consumer without pending events is removed after so long without a sign"
     )
     keep_events: int = Field(
         default=10_000, ge=0, description="events kept in a stream after every group has acknowledged them, about"

@@ -12,85 +12,17 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 
-from pydantic import BaseModel, ValidationError
 from tidings import Cache
-from tidings.hearing import Clients
 from tidings.keys import ALL
 
 from .continuity import Histories, Loss, Position, carried_on, losses
 from .groups import Group
+from .ledger import Ledger
 from .outage import Patience, is_group_gone, pause
 from .telemetry import log
 
-
-class _Kept(BaseModel, frozen=True):
-    """What is kept in Redis of the last looks: one JSON string in a hash, under the stream's name."""
-
-    position: Position
-
-
 #: Gives the replication ids of the servers that answer, and whether all of them did.
 SeeHistories = Callable[[], Awaitable[tuple[frozenset[str], bool]]]
-
-_HISTORIES, _MADE_UP = "histories", "histories:made_up"
-
-
-class Ledger:
-    """What the workers of a group have last seen, a hash in Redis. What cannot be read is as if it were not there."""
-
-    def __init__(self, clients: Clients, key: str) -> None:
-        self._clients = clients
-        self._key = key
-
-    async def position(self, stream: str) -> Position | None:
-        """Return what was last seen of a stream."""
-        text = await self._get(stream)
-        try:
-            return None if text is None else _Kept.model_validate_json(text).position
-        except ValidationError:
-            return None
-
-    async def histories(self) -> frozenset[str]:
-        """Return the histories that were last seen."""
-        text = await self._get(_HISTORIES)
-        return frozenset((text or b"").decode(errors="replace").split())
-
-    async def keep(self, stream: str, position: Position) -> None:
-        """Keep what was seen of a stream."""
-        await self._set(stream, _Kept(position=position).model_dump_json())
-
-    async def keep_histories(self, seen: frozenset[str]) -> None:
-        """Keep the histories that were seen."""
-        await self._set(_HISTORIES, " ".join(sorted(seen)))
-
-    async def note_made_up(self) -> None:
-        """Keep that a change of histories has been made up for, now."""
-        await self._set(_MADE_UP, str(await self._now()))
-
-    async def made_up_ago(self) -> float:
-        """Return the seconds since that was noted, by the server's clock."""
-        text = await self._get(_MADE_UP)
-        try:
-            return await self._now() - float(text or b"-inf")
-        except ValueError:
-            return inf
-
-    async def _now(self) -> float:
-        client = await self._clients.client_for(self._key)
-        async with asyncio.timeout(self._clients.timeout):
-            seconds, micros = await client.time()
-            return float(seconds) + float(micros) / 1_000_000
-
-    async def _get(self, name: str) -> bytes | None:
-        client = await self._clients.client_for(self._key)
-        async with asyncio.timeout(self._clients.timeout):
-            found: bytes | None = await client.hget(self._key, name)  # type: ignore[misc]
-            return found
-
-    async def _set(self, name: str, text: str) -> None:
-        client = await self._clients.client_for(self._key)
-        async with asyncio.timeout(self._clients.timeout):
-            await client.hset(self._key, name, text)  # type: ignore[misc]
 
 
 class Watch:

@@ -29,6 +29,7 @@ from .groups import Group
 from .handler import Handler
 from .health import Health, keep_beating, pages, serving
 from .jobs import jobs_pool, jobs_url
+from .keeping import WarmKeeper
 from .ledger import Ledger
 from .metrics import Metrics
 from .observer import SERVERS, Observer, Watched
@@ -132,7 +133,8 @@ class _Process:
             types=sorted(self._rules.event_types),
         )
         policy = RetryPolicy(settings.max_deliveries, settings.retry_delay)
-        handler = Handler(cache, self._rules, WarmQueue(pool, cache.keys.jobs), policy, self._metrics)
+        keeper = WarmKeeper(WarmQueue(pool, cache.keys.jobs))
+        handler = Handler(cache, self._rules, keeper, policy, self._metrics)
         for group in groups:
             self._consume(group, handler, watch, policy)
         keys, streams = cache.keys, [group.stream.events for group in groups]
@@ -143,6 +145,7 @@ class _Process:
         strays = unread.watch(store, keys, cache.settings, asked, self._patience("partitions"))
         self._start("partitions", strays)
         self._start("warm jobs", warms.run(asked))
+        self._start("warm keeper", keeper.run(asked, Patience("warm keeper", self._jobs_outage, asked)))
         for name in _PARTS:
             self._health.part(name, ok=True)
         failed = await self._until_all_ended()

@@ -23,6 +23,7 @@ acked |
 | ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
 | ``hot_handed_off`` | info | ``namespace``, ``warms`` | what is read most was looked for, and its warms are queued |
 | ``jobs_not_given_back`` | warning | ``jobs`` | ended by a stop while Redis was away: run again in some seconds |
+| ``warms_lost`` | warning | ``warms`` | not queued: their server was away for too long, or the worker stopped |
 | ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed, with their keys |
 | ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
 | ``stopping`` | info | ``reason`` | no new events are taken |

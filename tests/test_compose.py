@@ -8,6 +8,8 @@ import pytest
 import redis
 import yaml
 from tidings_worker.embedded import server_program
+from tidings_worker.health import Health, pages, serving
+from tidings_worker.metrics import Metrics
 
 COMPOSE = yaml.safe_load((Path(__file__).parent.parent / "docker-compose.yml").read_text())
 
@@ -43,6 +45,16 @@ def test_the_worker_runs_rules_that_load_against_the_other_service():
     subprocess.run([sys.executable, "-c", program], check=True)
     assert worker["environment"]["TIDINGS_URL"].startswith("redis://redis:")
     assert worker["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_the_health_check_of_the_worker_asks_its_port_and_fails_where_nobody_answers():
+    worker = COMPOSE["services"]["worker"]
+    _, _, *program = worker["healthcheck"]["test"]
+    assert f":{worker['environment']['TIDINGS_WORKER_HTTP_PORT']}/healthz" in program[-1]
+    with serving("127.0.0.1", 0, pages(Health([]), Metrics().expose)) as port:
+        asked = [sys.executable, *(part.replace("9464", str(port)) for part in program)]
+        subprocess.run(asked, check=True)
+    assert subprocess.run(asked, check=False, stderr=subprocess.DEVNULL).returncode != 0
 
 
 @pytest.mark.parametrize("service", ["redis", "worker"])

@@ -2,7 +2,10 @@
 
 import json
 import signal
+import socket
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import redis
 RULES = """
 import asyncio
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tidings import cached
@@ -223,3 +228,47 @@ def test_a_stop_while_the_rules_are_imported_leaves_no_server_behind(shell, unti
     worker.wait()
     with redis.Redis.from_url(address) as client, pytest.raises(redis.ConnectionError):
         client.ping()
+
+
+def ask(port, path):
+    """Return the status and the text that a worker answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_worker_says_how_it_is_and_counts_what_it_does(client, start, until):
+    worker = start(http_port=0)
+    port = worker.event("health_listening")["port"]
+    until(lambda: ask(port, "/readyz")[0] == 200, "a worker that is ready")
+    assert ask(port, "/healthz")[0] == 200
+    publish(client, "app.changed", user_id=7)
+    applied = 'tidings_events_applied_total{type="app.changed"} 1.0'
+    until(lambda: applied in ask(port, "/metrics")[1], "the count")
+    metrics = ask(port, "/metrics")[1]
+    assert 'tidings_invalidation_delay_seconds_count{type="app.changed"} 1.0' in metrics
+    assert 'tidings_redis_up{server="events"} 1.0' in metrics
+
+
+def test_a_worker_whose_server_is_away_is_alive_and_not_ready(start, new_server, until):
+    server = new_server()
+    worker = start(f"redis://127.0.0.1:{server.port}", http_port=0)
+    port = worker.event("health_listening")["port"]
+    until(lambda: ask(port, "/readyz")[0] == 200, "a worker that is ready")
+    server._process.kill()
+    until(lambda: ask(port, "/readyz")[0] == 503, "a worker that is not ready")
+    assert ask(port, "/healthz")[0] == 200
+    assert "127.0.0.1" not in ask(port, "/readyz")[1]
+
+
+def test_a_port_that_is_taken_is_said_at_the_start(shell, folder, url):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        worker = shell.run("worker", "rules:rules", TIDINGS_URL=url, TIDINGS_WORKER_HTTP_PORT=port)
+    assert worker.code != 0
+    assert "TIDINGS_WORKER_HTTP_PORT" in worker.err

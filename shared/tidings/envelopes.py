@@ -77,7 +77,7 @@ _TEXT = "_text"
 def from_fields(stream: str, stream_id: str, fields: Mapping[bytes, bytes]) -> Envelope:
     """Read a stream entry, native or written by hand. Raises EventError with the reason it cannot be read."""
     # In one piece, NULs between, across which nothing becomes UTF-8 that is not: half the time of one after another.
-    whole = b"\0".join((*fields, *fields.values()))
+    whole = b"\0".join([*fields, *fields.values()])
     size = len(whole) - 2 * len(fields) + 1
     if size > MAX_EVENT_BYTES:
         raise EventError(f"{size} bytes are more than an event's {MAX_EVENT_BYTES}")

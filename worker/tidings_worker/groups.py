@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
 from tidings.errors import UnavailableError
@@ -110,11 +110,11 @@ class Group:
         reading, self._reading = self._reading, None
         try:
             (reply,) = await reading
-        except UnavailableError:
-            await self.aclose()  # the stream may be on another node by now
+            if isinstance(reply, Exception):
+                raise reply
+        except (UnavailableError, RedisError):
+            await self.aclose()  # the stream may be on another node by now, which an error reply may say, too
             raise
-        if isinstance(reply, Exception):
-            raise reply
         return [Entry(one.decode("ascii"), _paired(fields)) for one, fields in _raw_entries(reply)]
 
     def _ask(self, link: Multiplexer, reading: Reading) -> asyncio.Future[list[Any]]:

@@ -57,9 +57,6 @@ class Unmet(NamedTuple):
     error: Exception | None
 
 
-_NOTHING = Unmet([], None)
-
-
 class Rules:
     """What to invalidate and warm for which events. Fill it at import; the worker reads it."""
 
@@ -148,7 +145,7 @@ class Rules:
 
     def simulate(self, event: Event) -> Plan:
         """Return what these rules would do about an event, without doing it. Raises what they raise."""
-        simulated = Envelope("simulated", type_of(event), "", datetime.now(UTC), {})
+        simulated = Envelope("simulated", type_of(event), "", datetime.fromtimestamp(0, UTC), {})
         return self._plan(simulated, event)
 
     def plan(self, envelope: Envelope) -> Plan:
@@ -178,7 +175,7 @@ class Rules:
                 errors.append(error)
         if len(errors) > 1:
             errors = [ExceptionGroup(f"{len(errors)} rules failed", errors)]
-        return Unmet(problems, errors[0]) if errors else Unmet(problems, None) if problems else _NOTHING
+        return Unmet(problems, errors[0] if errors else None)
 
     def check(self) -> None:
         """Raise ConfigurationError for a cached function that a rule names and a worker cannot import."""

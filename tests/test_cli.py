@@ -438,7 +438,9 @@ def test_a_password_that_is_right_appears_in_no_output(shell, new_server, until)
     ]
     assert [process.code for process in ran] == [0, 0, 0]
     server._process.kill()
-    assert worker.wait() == 1
+    worker.event("redis_away")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
     assert all(SECRET not in process.output for process in [worker, *ran])
     assert address in worker.err
 
@@ -524,7 +526,7 @@ def test_what_a_second_terminal_publishes_changes_what_a_third_process_reads(she
     second = shell.start("worker", "service:rules")
     assert second.event("worker_started")["server"] == address
     with redis.Redis.from_url(address) as client:
-        until(lambda: len(client.xinfo_consumers("events", "tidings")) == 2, "both workers to read")
+        until(lambda: len(client.xinfo_consumers("events", "tidings")) == 3, "both workers to read, beside the mark")
         second.send(signal.SIGTERM)
         assert second.wait() == 0
         worker.send(signal.SIGINT)

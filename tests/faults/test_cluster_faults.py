@@ -9,6 +9,7 @@ import json
 import time
 
 import pytest
+from redis.crc import key_slot
 from tidings import Cache, Event
 from tidings.errors import DeadLetteredError
 
@@ -82,8 +83,8 @@ async def test_the_usual_work_on_a_cluster(new_world, cluster, url, shell, until
             first = await get(number)
             assert await get(number) == first
             receipt = await cache.publish(Event.of("cluster.changed", {"number": number}))
-            await receipt.applied(5)
-            assert await get(number) == first + 1
+            async with cache.after(receipt, timeout=5):
+                assert await get(number) == first + 1
         poison = await cache.publish(Event.of("cluster.changed", {"number": -1}))
         with pytest.raises(DeadLetteredError, match="a bug in a rule"):
             await poison.applied(10)
@@ -112,15 +113,12 @@ ON_DISK = {"appendonly": "yes", "appendfsync": "always"}
 NODES = {"the node with the stream": "events", "the node with the ledger": "events:seen", "the third": "events:0"}
 
 
-def test_these_are_all_nodes(cluster):
-    assert {cluster.node_of(key).port for key in NODES.values()} == {node.port for node in cluster.nodes}
+def test_these_are_on_all_nodes_of_a_new_cluster():
+    assert {key_slot(key.encode()) * 3 // 16384 for key in NODES.values()} == {0, 1, 2}
 
 
-FIRST, *OTHERS = NODES.values()
-SOME_SLOW = [FIRST, *(pytest.param(key, marks=pytest.mark.slow) for key in OTHERS)]
-
-
-@pytest.mark.parametrize("key", SOME_SLOW, ids=NODES)
+@pytest.mark.slow
+@pytest.mark.parametrize("key", NODES.values(), ids=NODES)
 async def test_a_node_that_was_killed_and_comes_back_with_its_data_is_caught_up_with(
     new_world, new_cluster, url, recovered, key
 ):
@@ -205,6 +203,7 @@ async def test_a_replica_that_is_promoted_in_place_of_the_node_with_the_stream(n
     assert cluster.node_of("events") is cluster.nodes[3]
 
 
+@pytest.mark.slow
 async def test_a_stream_that_moves_to_another_node_is_followed(new_world, new_cluster, url, recovered):
     """The slot of the stream is moved while events flow, then that of the word to receipts."""
     cluster = new_cluster()

@@ -100,6 +100,7 @@ async def test_a_replica_that_lacks_what_was_acknowledged(new_world, sentinels, 
     assert len(world.events("events_lost")) == 1
 
 
+@pytest.mark.slow
 async def test_acks_that_are_lost_are_done_again(new_world, sentinels, recovered):
     """The replica is cut off between the events and their acks: on the new primary they are unread."""
     world = new_world(sentinels.url)
@@ -130,9 +131,8 @@ async def test_acks_that_are_lost_are_done_again(new_world, sentinels, recovered
 FAULTS = {"killed": RunningSentinels.kill_primary, "relieved": RunningSentinels.fail_over}
 
 
-@pytest.mark.parametrize(
-    "fault", [FAULTS["killed"], pytest.param(FAULTS["relieved"], marks=pytest.mark.slow)], ids=FAULTS
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_no_event_is_lost_of_publishers_that_ask_for_a_replica(new_world, sentinels, recovered, fault):
     """They publish with `replicas=1`, and again where that is not acknowledged: while nobody replicates, nothing is."""
     world = new_world(sentinels.url)

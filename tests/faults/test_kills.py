@@ -40,7 +40,7 @@ async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, cl
     assert world.events("events_lost") == []
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(10, marks=pytest.mark.slow)])
 async def test_what_a_frozen_worker_has_is_applied_by_another(new_world, url, client, recovered, seconds):
     """One of two workers gets SIGSTOP while events flow, later SIGCONT.
 
@@ -67,14 +67,14 @@ async def test_what_a_frozen_worker_has_is_applied_by_another(new_world, url, cl
     assert [worker.code for worker in world.workers] == [None, None]
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(10, marks=pytest.mark.slow)])
 async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, seconds):
     """Redis gets SIGSTOP while events flow and readers read, later SIGCONT.
 
     Reads load directly, publishers repeat what was not acknowledged, the worker lives and catches up.
     """
     server = new_server()
-    world = new_world(f"redis://127.0.0.1:{server.port}")
+    world = new_world(f"redis://127.0.0.1:{server.port}", TIDINGS_OPERATION_TIMEOUT="0.5")
     worker = world.start_worker()
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
@@ -97,7 +97,7 @@ async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, s
     assert worker.events("events_lost") == []
 
 
-@pytest.mark.parametrize("events", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("events", [500, pytest.param(20_000, marks=pytest.mark.slow)])
 async def test_events_that_fail_end_in_the_dead_letters_and_no_other_does(new_world, url, client, recovered, events):
     """One event in a hundred makes its rule raise. Exactly those are dead letters after the last delivery."""
     world = new_world(url)
@@ -117,7 +117,7 @@ async def test_events_that_fail_end_in_the_dead_letters_and_no_other_does(new_wo
 @pytest.mark.parametrize(
     ("events", "workers", "deliveries"),
     [
-        pytest.param(200, 2, 3, id="2 of 200"),
+        pytest.param(100, 2, 2, id="1 of 100"),
         pytest.param(1_000, 3, 5, id="10 of 1000", marks=pytest.mark.slow),
     ],
 )

@@ -42,7 +42,7 @@ async def until_published(world, count):
         await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("seconds", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 30))])
+@pytest.mark.parametrize("seconds", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 3, 30))])
 async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_up_with(
     new_world, server_on_disk, recovered, seconds
 ):
@@ -72,7 +72,7 @@ async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_u
 
 
 async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_world, new_server, recovered):
-    """Redis refuses writes for 3 s. New events wait meanwhile, and some that a dead worker had are claimed.
+    """Redis refuses writes for 2 s. New events wait meanwhile, and some that a dead worker had are claimed.
 
     Nothing is set aside for that: refusals say nothing about an event. With memory again everything is applied.
     """
@@ -92,7 +92,7 @@ async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_worl
             worker.send(signal.SIGCONT)
         async with world.readers(THINGS):
             publishing = asyncio.create_task(world.publish_many(500, THINGS))
-            await asyncio.sleep(3)
+            await asyncio.sleep(2)
             client.config_set("maxmemory", 0)
             began = time.monotonic()
             await asyncio.gather(*map(world.applied, changes))
@@ -109,18 +109,18 @@ async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_worl
 FAULTS = {"black hole": Proxy.black_hole, "resets": Proxy.reset}
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2, *(pytest.param(s, marks=pytest.mark.slow) for s in (3, 12))])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_a_worker_that_is_cut_off_catches_up(new_world, url, client, recovered, fault, seconds):
     """A network between the only worker and Redis swallows everything, or resets connections; then it heals.
 
     Publishers and readers reach Redis all the time. What is not applied is not told to be, and is when it has healed.
     """
-    world = new_world(url)
+    world = new_world(url, TIDINGS_OPERATION_TIMEOUT="0.5")
     with Proxy(int(url.rpartition(":")[2])) as proxy:
         worker = world.start_worker(TIDINGS_URL=address(proxy.port))
         async with world.readers(THINGS):
-            publishing = asyncio.create_task(world.publish_many(3_000, THINGS))
+            publishing = asyncio.create_task(world.publish_many(1_500, THINGS))
             await until_published(world, 500)
             fault(proxy)
             await asyncio.sleep(seconds)
@@ -163,6 +163,7 @@ async def test_cut_off_workers_set_each_failing_event_aside_once(new_world, url,
     assert world.events("events_lost") == []
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_cut_off_leaves_its_events_to_another(new_world, url, client, recovered):
     """One of two workers is cut off for 3 s while events flow. The other applies everything meanwhile.
 

@@ -96,7 +96,8 @@ class Waiter:
     def result(self) -> None:
         """Raise what it ended with, if not with an applied event."""
         failure = self._failure
-        if isinstance(failure, RedisError | OSError) and not isinstance(failure, TidingsError):
+        unsaid = isinstance(failure, UnavailableError) or not isinstance(failure, TidingsError)
+        if isinstance(failure, RedisError | OSError | UnavailableError) and unsaid:
             raise UnavailableError(f"waiting for the event {self.label}: {failure}") from failure
         if failure is not None:
             raise failure

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .applied import FIRST_ASK, Batch, Board, Waiter
+from .batching import Multiplexer
 from .errors import UnavailableError
 from .keys import EventStream, Keyspace
 from .servers import LONGEST_BLOCK
@@ -35,8 +36,8 @@ class Clients(Protocol):
         """Return a client of the server that has this key."""
         ...
 
-    async def blocking_for(self, key: str) -> redis.asyncio.Redis:
-        """Return one for reads that block."""
+    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
+        """Return a connection of one's own to the server of a key."""
         ...
 
     def close_with_loop(self) -> None:
@@ -91,6 +92,7 @@ class _Desk:
         self._listener: asyncio.Task[None] | None = None
         self._asker: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._link: Multiplexer | None = None
 
     async def wait(self, stream_id: str, timeout: float, *, label: str, ask_at_once: bool) -> None:  # noqa: ASYNC109
         event, now = asyncio.Event(), self._clock()
@@ -117,15 +119,33 @@ class _Desk:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._hang_up()
         self._board.fail(UnavailableError("the cache was closed while an event was waited for"))
 
     async def _listen(self) -> None:
         try:
             while self._board:
-                if self._board.take(await self._exchange(self._board.listening(LONGEST_BLOCK), LONGEST_BLOCK)):
+                if self._board.take([await self._hear()]):
                     self._ask_at(self._board.ask_at())
         except Exception as error:  # noqa: BLE001 all who wait raise it
+            await self._hang_up()
             self._fail(error)
+
+    async def _hear(self) -> Any:
+        """Wait for words, on a connection of its own: redis-py's clients would take longer than the server."""
+        applied, longest = self._board.stream.applied, LONGEST_BLOCK
+        if self._link is None:
+            self._link = await self._store.apart(applied, self._store.timeout + longest)
+        block_ms = round(longest * 1000)
+        (reply,) = await self._link.exchange(
+            [("XREAD", "COUNT", 100, "BLOCK", block_ms, "STREAMS", applied, self._board.position)]
+        )
+        return heard(reply)
+
+    async def _hang_up(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.aclose()
 
     def _ask_at(self, when: float) -> None:
         """See to it that it is asked at that time at the latest."""
@@ -161,10 +181,9 @@ class _Desk:
             self._asker = None
         self._ask_at(self._board.ask_at())
 
-    async def _exchange(self, batch: Batch, block: float = 0.0) -> list[Any]:
-        find = self._store.blocking_for if block else self._store.client_for
-        async with asyncio.timeout(self._store.timeout + block):
-            client = await find(batch.key)
+    async def _exchange(self, batch: Batch) -> list[Any]:
+        async with asyncio.timeout(self._store.timeout):
+            client = await self._store.client_for(batch.key)
             if len(batch.questions) == 1:  # a pipeline would cost a lone waiter a tenth of its time
                 return await _alone(batch.questions[0](client))
             pipe = client.pipeline(transaction=False)
@@ -177,6 +196,19 @@ class _Desk:
         self._board.fail(error)
 
 
+def heard(reply: Any) -> Any:
+    """Return what the server says of one stream as redis-py would; an error is raised by who takes it."""
+    if not reply or isinstance(reply, Exception):
+        return reply
+    entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
+    return [(b"", [(identifier, _paired(fields)) for identifier, fields in entries])]
+
+
+def _paired(fields: Any) -> dict[bytes, bytes]:
+    parts = iter(fields)
+    return dict(zip(parts, parts, strict=True))
+
+
 async def _alone(reply: Any) -> list[Any]:
     try:
         return [await reply]
@@ -186,7 +218,7 @@ async def _alone(reply: Any) -> list[Any]:
 
 def report(error: Exception, failed: OnFailure) -> None:
     """Tell of a server that does not answer: what comes next need not wait for it."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
+    if isinstance(error.__cause__ if isinstance(error, UnavailableError) else error, TimeoutError | RedisTimeoutError):
         unavailable = UnavailableError("no answer while waiting for an event")
         unavailable.__cause__ = error
         failed(unavailable)

@@ -7,6 +7,7 @@ arq's own entry point is not used: it always runs a bare arq worker, and its sig
 """
 
 import asyncio
+import gc
 import secrets
 import signal
 from collections.abc import Coroutine, Sequence
@@ -148,6 +149,7 @@ class _Process:
         self._start("warm keeper", keeper.run(asked, Patience("warm keeper", self._jobs_outage, asked)))
         for name in _PARTS:
             self._health.part(name, ok=True)
+        gc.freeze()  # modules, classes and rules: the collector need not look through them again and again
         failed = await self._until_all_ended()
         if not failed:
             await self._leave(groups, watch)

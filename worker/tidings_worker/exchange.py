@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redis.crc import key_slot
-from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
 from tidings.hearing import Clients
 from tidings.operations import Command
@@ -15,10 +14,6 @@ class Store(Clients, Protocol):
 
     async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:
         """Carry out commands as one transaction on the server of a key."""
-        ...
-
-    async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
-        """Return a connection of one's own to the server of a key."""
         ...
 
 

@@ -56,4 +56,5 @@ def configure_logging(*, verbose: bool) -> None:
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,  # else each event makes a logger anew, also one that is not logged
     )

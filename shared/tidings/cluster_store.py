@@ -21,11 +21,11 @@ from .cluster_routing import Answers, Batches, exchange
 from .cluster_slots import Address
 from .durable import append, is_durable
 from .errors import UnavailableError
+from .exchanges import in_transaction, replies_of
 from .link import ClosedError
 from .operations import Command, Operation
 from .servers import Servers
 from .settings import Settings
-from .store import in_transaction, replies_of
 
 T = TypeVar("T")
 

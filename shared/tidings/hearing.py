@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .applied import FIRST_ASK, Batch, Board, Waiter
 from .batching import Multiplexer
 from .errors import UnavailableError
+from .exchanges import entries_in
 from .keys import EventStream, Keyspace
 from .servers import LONGEST_BLOCK
 
@@ -140,7 +141,7 @@ class _Desk:
         (reply,) = await self._link.exchange(
             [("XREAD", "COUNT", 100, "BLOCK", block_ms, "STREAMS", applied, self._board.position)]
         )
-        return heard(reply)
+        return reply if isinstance(reply, Exception) else [(applied, entries_in(reply))]
 
     async def _hang_up(self) -> None:
         link, self._link = self._link, None
@@ -194,19 +195,6 @@ class _Desk:
     def _fail(self, error: Exception) -> None:
         report(error, self._failed)
         self._board.fail(error)
-
-
-def heard(reply: Any) -> Any:
-    """Return what the server says of one stream as redis-py would; an error is raised by who takes it."""
-    if not reply or isinstance(reply, Exception):
-        return reply
-    entries = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return [(b"", [(identifier, _paired(fields)) for identifier, fields in entries])]
-
-
-def _paired(fields: Any) -> dict[bytes, bytes]:
-    parts = iter(fields)
-    return dict(zip(parts, parts, strict=True))
 
 
 async def _alone(reply: Any) -> list[Any]:

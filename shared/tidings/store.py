@@ -7,20 +7,19 @@ all threads, each used by one thread at a time. Neither ever calls the other.
 """
 
 import asyncio
-from collections.abc import Awaitable, Container, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from .batching import Multiplexer, Values
 from .connections import Connections
 from .durable import append, is_durable
-from .errors import UnavailableError
+from .exchanges import exchange_of, in_transaction, replies_of, unavailable
 from .link import pack
 from .operations import Command, Operation
-from .scripts import Script
 from .servers import LONGEST_BLOCK, async_servers, sync_servers
 from .settings import Settings
 
@@ -35,8 +34,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-_Batch = list[Sequence[Any]]
-_Replies = list[Any]
 _FAILURES = (TimeoutError, RedisError, OSError)
 
 
@@ -125,7 +122,7 @@ class RedisStore:
             return cast("T", await append(self, operation))
         multiplexer = self._for_bulk() if bulk else self._small
         try:
-            exchange = _exchange(operation.commands, self._known_scripts)
+            exchange = exchange_of(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
                 replies = await multiplexer.exchange(batch)
@@ -134,7 +131,7 @@ class RedisStore:
                 except StopIteration as done:
                     return operation.parse(done.value)
         except _FAILURES as error:
-            raise _unavailable(self._where, error) from error
+            raise unavailable(self._where, error) from error
 
     async def transact(self, key: str, commands: Sequence[Command], *, bulk: bool = False) -> list[Any]:  # noqa: ARG002
         """Carry out commands as one transaction on the server that has this key; return their replies.
@@ -156,7 +153,7 @@ class RedisStore:
             # Not the pool's make_connection: some versions count what it makes against max_connections for ever.
             lambda: pool.connection_class(**pool.connection_kwargs),
             timeout or self.timeout,
-            lambda failure: _unavailable(where, failure),
+            lambda failure: unavailable(where, failure),
         )
 
     async def client_for(self, key: str) -> redis.asyncio.Redis:  # noqa: ARG002 one server has every key
@@ -239,14 +236,14 @@ class SyncRedisStore:
             if isinstance(reply, Exception):
                 raise reply
         except _FAILURES as error:
-            raise _unavailable(self._where, error) from error
+            raise unavailable(self._where, error) from error
         values: Values = reply
         return values
 
     def run(self, operation: Operation[T]) -> T:
         """See SyncStore."""
         try:
-            exchange = _exchange(operation.commands, self._known_scripts)
+            exchange = exchange_of(operation.commands, self._known_scripts)
             batch = next(exchange)
             while True:
                 replies = self._connections.exchange(b"".join(map(pack, batch)), len(batch))
@@ -255,7 +252,7 @@ class SyncRedisStore:
                 except StopIteration as done:
                     return operation.parse(done.value)
         except _FAILURES as error:
-            raise _unavailable(self._where, error) from error
+            raise unavailable(self._where, error) from error
 
     def client_for(self, key: str) -> redis.Redis:  # noqa: ARG002 one server has every key
         """See `RedisStore.client_for`."""
@@ -270,50 +267,3 @@ class SyncRedisStore:
         self._connections.close()
         for client in (self.client, self.blocking, *self._others):
             client.close()
-
-
-def in_transaction(commands: Sequence[Command]) -> list[Command]:
-    """Return the commands with those around them that make them one transaction."""
-    return [("MULTI",), *commands, ("EXEC",)]
-
-
-def replies_of(answers: Sequence[Any], where: str) -> list[Any]:
-    """Return the replies to the commands of a transaction, or raise UnavailableError for the first error among them."""
-    *queued, replies = answers
-    for reply in (*queued, *(replies if isinstance(replies, list) else (replies,))):
-        if isinstance(reply, Exception):
-            raise _unavailable(where, reply) from reply
-    found: list[Any] = replies
-    return found
-
-
-def _exchange(commands: Sequence[Command], known: set[str]) -> Generator[_Batch, _Replies, _Replies]:
-    """Yield what to send, take the replies, return one reply for each command or raise the first error among them.
-
-    `known` are the digests of scripts that the server has had from this store: the others go in full, so that what is
-    sent next never overtakes them. A server that has been restarted says that it knows nothing, and gets them again.
-    """
-    replies = yield [_wire(command, known) for command in commands]
-    unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-    if unknown:
-        again = yield [_wire(commands[index], ()) for index in unknown]
-        for index, reply in zip(unknown, again, strict=True):
-            replies[index] = reply
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    known.update(head.digest for head, *_ in commands if isinstance(head, Script))
-    return replies
-
-
-def _wire(command: Command, known: Container[str]) -> Sequence[Any]:
-    head, *rest = command
-    if not isinstance(head, Script):
-        return command
-    return ("EVALSHA", head.digest, *rest) if head.digest in known else ("EVAL", head.text, *rest)
-
-
-def _unavailable(where: str, failure: Exception) -> UnavailableError:
-    error = UnavailableError(f"{where}: {type(failure).__name__}: {failure}")
-    error.__cause__ = failure
-    return error

@@ -13,11 +13,11 @@ from redis.exceptions import RedisError, ResponseError
 from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
 from tidings.errors import UnavailableError
+from tidings.exchanges import entries_in, in_transaction, replies_of
 from tidings.keys import EventStream
 from tidings.layout import unique
 from tidings.operations import APPLIED_LENGTH
 from tidings.servers import LONGEST_BLOCK
-from tidings.store import in_transaction, replies_of
 
 from . import group_scripts
 from .continuity import Position
@@ -115,7 +115,7 @@ class Group:
         except (UnavailableError, RedisError):
             await self.aclose()  # the stream may be on another node by now, which an error reply may say, too
             raise
-        return [Entry(one.decode("ascii"), _paired(fields)) for one, fields in _raw_entries(reply)]
+        return [Entry(one.decode("ascii"), fields) for one, fields in entries_in(reply)]
 
     def _ask(self, link: Multiplexer, reading: Reading) -> asyncio.Future[list[Any]]:
         count, block = ("COUNT", reading.most), ("BLOCK", max(1, reading.block_ms))
@@ -276,21 +276,6 @@ def _is_absence(error: Exception) -> bool:
 
 def _named(groups: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     return next((group for group in groups if group["name"] == name.encode()), {})
-
-
-def _raw_entries(reply: Any) -> list[tuple[bytes, list[bytes]]]:
-    """Return the entries of one stream as the server writes them; the newer protocol has them in a mapping."""
-    if not reply:
-        return []
-    found: list[tuple[bytes, list[bytes]]] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
-    return found
-
-
-def _paired(flat: Any) -> dict[Any, Any]:
-    if isinstance(flat, dict):
-        return flat
-    parts = iter(flat)
-    return dict(zip(parts, parts, strict=True))
 
 
 def _mark(consumers: Sequence[Mapping[str, Any]]) -> str:

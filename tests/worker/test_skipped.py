@@ -33,8 +33,9 @@ async def consume(parts, until, eventually):
         parts.stop.clear()
 
 
-def lag(client):
-    return client.xinfo_groups("events")[0]["lag"]
+def is_read(client):
+    """Not by the server's `lag`, which some servers have wrong after a trim."""
+    return client.xinfo_groups("events")[0]["last-delivered-id"] == client.xinfo_stream("events")["last-generated-id"]
 
 
 async def test_what_was_trimmed_unread_is_a_loss_although_the_group_read_on_before_anybody_looked(
@@ -44,7 +45,7 @@ async def test_what_was_trimmed_unread_is_a_loss_although_the_group_read_on_befo
     publish(100)
     await parts.handler.handle(parts.group, await parts.group.read(50, 1))
     client.xtrim("events", maxlen=20, approximate=False)
-    await consume(parts, lambda: lag(client) == 0, eventually)
+    await consume(parts, lambda: is_read(client), eventually)
     assert parts.losses == []
     await parts.watch.check()
     assert parts.codes == ["trimmed"]
@@ -62,7 +63,7 @@ async def test_what_a_look_has_made_up_for_is_not_made_up_for_again_by_the_read(
     client.xtrim("events", maxlen=20, approximate=False)
     await parts.watch.check()
     assert parts.codes == ["trimmed"]
-    await consume(parts, lambda: lag(client) == 0, eventually)
+    await consume(parts, lambda: is_read(client), eventually)
     assert parts.codes == ["trimmed"]
 
 
@@ -80,7 +81,7 @@ async def test_workers_trim_no_further_than_they_have_looked(client, rules, publ
     """Else they could not tell their own trimming from anybody's."""
     parts = await new_parts(rules)
     publish(500)
-    await consume(parts, lambda: lag(client) == 0, eventually)
+    await consume(parts, lambda: is_read(client), eventually)
     assert await parts.group.trim(0, parts.watch.looked_at("events")) == 0
     await parts.watch.check()
     assert await parts.group.trim(0, parts.watch.looked_at("events")) > 0
@@ -93,7 +94,7 @@ async def test_what_somebody_trims_beyond_the_last_look_is_a_loss_though_it_may_
 ):
     parts = await new_parts(rules)
     publish(50)
-    await consume(parts, lambda: lag(client) == 0, eventually)
+    await consume(parts, lambda: is_read(client), eventually)
     client.xtrim("events", maxlen=0, approximate=False)
     await parts.watch.check()
     assert parts.codes == ["trimmed"]

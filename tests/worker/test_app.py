@@ -272,3 +272,11 @@ def test_a_port_that_is_taken_is_said_at_the_start(shell, folder, url):
         worker = shell.run("worker", "rules:rules", TIDINGS_URL=url, TIDINGS_WORKER_HTTP_PORT=port)
     assert worker.code != 0
     assert "TIDINGS_WORKER_HTTP_PORT" in worker.err
+
+
+def test_warms_are_counted_by_what_became_of_them(client, folder, start, until):
+    (folder / "go").touch()
+    worker = start(http_port=0)
+    port = worker.event("health_listening")["port"]
+    publish(client, "app.slow", user_id=7)
+    until(lambda: 'tidings_warm_tries_total{outcome="warmed"} 1.0' in ask(port, "/metrics")[1], "the count")

@@ -124,6 +124,7 @@ class _Process:
             outage=self._jobs_outage,
             idle=self._is_idle,
             cache=lambda: cache,
+            metrics=self._metrics,
         )
         log.info(
             "worker_started",

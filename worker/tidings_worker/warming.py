@@ -30,6 +30,7 @@ from .failing import FailingWarms
 from .hot import warms_of
 from .jobs import from_json, to_json
 from .jobworker import JobWorker
+from .metrics import Metrics
 from .outage import Outage, is_outage
 from .plans import Hot
 from .queueing import HOT_JOB_NAME, JOB_NAME, WarmQueue, warm_name
@@ -63,8 +64,11 @@ class Warming:
         queue: str,
         settings: WorkerSettings,
         cache: Callable[[], Cache],
+        metrics: Metrics,
+        *,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        self._metrics = metrics
         self.queue = WarmQueue(client, queue)
         self._name = queue
         self._client: Any = client
@@ -97,10 +101,13 @@ class Warming:
                     stored = await entry.fill(renew=refresh or (again and not await entry.is_fresh()))
         except Exception as error:  # whatever a loader raises: it is the service's code, and the next try may succeed
             reason = TimeoutError(f"it took more than {self._timeout} s") if limit.expired() else error
-            if await self._again(ctx, str(identity), str(arguments), reason):
+            again_later = await self._again(ctx, str(identity), str(arguments), reason)
+            self._metrics.warm("retried" if again_later else "failed", time.perf_counter() - started)
+            if again_later:
                 raise Retry(defer=self._delay(ctx, reason)) from error
             return
         await self._succeeded(ctx)
+        self._metrics.warm("warmed" if stored is Stored.FRESH else "in_vain", time.perf_counter() - started)
         if stored is Stored.FRESH:
             ctx[_LEFT_FRESH] = entry
             log.info("warmed", call=identity, took_ms=round((time.perf_counter() - started) * 1000, 2))
@@ -196,8 +203,9 @@ class WarmWorker:
         outage: Outage | None = None,
         idle: Callable[[], bool] = lambda: True,
         cache: Callable[[], Cache] = get_cache,
+        metrics: Metrics | None = None,
     ) -> None:
-        warming = Warming(pool, queue, settings, cache)
+        warming = Warming(pool, queue, settings, cache, metrics or Metrics())
         self._drain_timeout = settings.drain_timeout
         self._worker = JobWorker(
             pool,

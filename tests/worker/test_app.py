@@ -280,3 +280,16 @@ def test_warms_are_counted_by_what_became_of_them(client, folder, start, until):
     port = worker.event("health_listening")["port"]
     publish(client, "app.slow", user_id=7)
     until(lambda: 'tidings_warm_tries_total{outcome="warmed"} 1.0' in ask(port, "/metrics")[1], "the count")
+
+
+def test_a_server_that_ends_and_starts_with_its_worker_has_lost_nothing(shell, until):
+    """Twice in a folder without a server configured: the second start is no sign of a loss."""
+    shell.write("rules.py", RULES)
+    for _ in range(2):
+        worker = shell.start("worker", "rules:rules")
+        worker.event("worker_started")
+        published = shell.run("publish", "app.changed", "--data", '{"user_id": 7}', "--wait", "5")
+        assert published.code == 0
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert worker.events("events_lost") == []

@@ -54,8 +54,10 @@ _PARTS = ("consumer", "warm jobs")
 _LOOK_SECONDS = 2.0
 
 
-async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
+async def serve(rules: Rules, cache: Cache, settings: WorkerSettings, *, owns_server: bool = False) -> int:
     """Run a worker until SIGTERM or SIGINT; return the process's exit code. 0 only for a stop that was asked for.
+
+    `owns_server`: the server ends with the worker, in an orderly way, so that its next start is no sign of a loss.
 
     From the signal the process has `stop_timeout` seconds to end; then it is ended. Threads in which loads wait do not
     hold it up.
@@ -69,7 +71,7 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
     exit_code = EXIT_FAILED
     try:
         async with AsyncExitStack() as stack:
-            exit_code = await _Process(rules, cache, settings, stop).run(stack)
+            exit_code = await _Process(rules, cache, settings, stop, owns_server=owns_server).run(stack)
     except (RedisError, OSError, TidingsError) as error:
         log.error("part_failed", part="connection", exc_info=error)
         exit_code = EXIT_FAILED
@@ -82,7 +84,8 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings) -> int:
 class _Process:
     """The parts of one worker, made and run together."""
 
-    def __init__(self, rules: Rules, cache: Cache, settings: WorkerSettings, stop: Stop) -> None:
+    def __init__(self, rules: Rules, cache: Cache, settings: WorkerSettings, stop: Stop, *, owns_server: bool) -> None:
+        self._owns_server = owns_server
         self._rules = rules
         self._cache = cache
         self._settings = settings
@@ -153,7 +156,7 @@ class _Process:
         gc.freeze()  # modules, classes and rules: the collector need not look through them again and again
         failed = await self._until_all_ended()
         if not failed:
-            await self._leave(groups, watch)
+            await self._leave(groups, watch, ledger)
         return EXIT_FAILED if failed else 0
 
     async def _first_look(self, watch: Watch) -> bool:
@@ -232,12 +235,14 @@ class _Process:
         await stopping
         return failed
 
-    async def _leave(self, groups: Sequence[Group], watch: Watch) -> None:
+    async def _leave(self, groups: Sequence[Group], watch: Watch, ledger: Ledger) -> None:
         """Say how far the groups are, for the next worker to compare, and take this one's name out of them."""
         if not self._outage.over:
             return
         try:
             await watch.check()
+            if self._owns_server:
+                await ledger.forget_histories()
             for group in groups:
                 await group.leave()  # unless something is pending for it
         except Exception as error:

@@ -98,14 +98,15 @@ def worker(
     worker_settings = WorkerSettings.load()
     exit_on_signals()  # until `serve` has its own handlers: a stop while the rules are imported stops the server too
     with ExitStack() as stack:
-        if Settings.load(development_server=False).url is None:
+        own = Settings.load(development_server=False).url is None
+        if own:
             server = stack.enter_context(EmbeddedServer(Path.cwd()))
             os.environ["TIDINGS_URL"] = server.url  # for the service's modules, which are about to be imported
             log.info("server_started", server=server.url, data=str(server.data))
         loaded = load_rules(rules)
         cache = get_cache()
         _reach_server(cache.settings)
-        exit_code = asyncio.run(serve(loaded, cache, worker_settings))
+        exit_code = asyncio.run(serve(loaded, cache, worker_settings, owns_server=own))
     raise typer.Exit(exit_code)
 
 

@@ -65,6 +65,10 @@ class Ledger:
         """Keep the histories that were seen."""
         await self._set(_HISTORIES, " ".join(sorted(seen)))
 
+    async def forget_histories(self) -> None:
+        """Let whoever comes next take the servers as it finds them."""
+        await self._set(_HISTORIES, "")
+
     async def note_made_up(self) -> None:
         """Keep that a change of histories has been made up for, now."""
         await self._set(_MADE_UP, str(await self._now()))

@@ -29,7 +29,7 @@ async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], b
                 pipe.info("server")
                 pipe.info("replication")
                 server, replication = await pipe.execute()
-                seen.add(_history(str(server["run_id"]), replication))
+                seen.add(_history({**server, **replication}))
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -51,23 +51,21 @@ class _History:
         4. worker      is connected to the new primary, and sees what it has seen already
     """
 
-    commands = (("INFO", "replication"),)
+    commands = (("INFO", "server"), ("INFO", "replication"))
 
     def parse(self, replies: Sequence[Any]) -> str:
-        found = re.search(rb"master_replid:(\w+)", bytes(replies[0]))
-        if found is None:
-            raise ValueError("the server does not say which history it has")
-        return found[1].decode()
+        told = b"\n".join(map(bytes, replies)).decode(errors="replace")
+        return _history(dict(re.findall(r"^(\w+):(\w+)", told, re.MULTILINE)))
 
 
-def _history(run_id: str, replication: Mapping[str, Any]) -> str:
+def _history(told: Mapping[str, Any]) -> str:
     """Return the name of a server's history: another one when it was started anew, or has taken over from another.
 
     Its replication id alone will not do: that changes too when it gets its first replica, and nothing is lost then. A
     server that was promoted still names the history that it had followed.
     """
-    followed = str(replication.get("master_replid2", "")).strip("0")
-    return f"{run_id}:{replication['master_replid']}" if followed else run_id
+    followed = str(told.get("master_replid2", "")).strip("0")
+    return f"{told['run_id']}:{told['master_replid']}" if followed else str(told["run_id"])
 
 
 async def check_settings(store: RedisStore | ClusterStore, where: str, jobs: Redis, jobs_where: str) -> None:

@@ -28,7 +28,11 @@ def url_of(request) -> str:
     return "memory://" if request.param == "memory" else request.getfixturevalue("url")
 
 
-@pytest.fixture(params=["memory", "server", "cluster"])
+#: Each of its nodes costs what a server does: the conformance of the stores is tested on one all the time.
+CLUSTER = pytest.param("cluster", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["memory", "server", CLUSTER])
 async def cache(request):
     # A short lease: with result tags, whoever must not join a load still waits for the lease that it has taken.
     async with Cache(url_of(request), lease_ttl=0.2) as made:
@@ -395,7 +399,7 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list]:
     return thread, results
 
 
-@pytest.fixture(params=["memory", "server", "cluster"])
+@pytest.fixture(params=["memory", "server", CLUSTER])
 def blocking_cache(request):
     made = Cache(url_of(request), lease_ttl=0.2)
     yield made

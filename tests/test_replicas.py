@@ -108,6 +108,7 @@ async def test_a_recording_takes_every_replica_to_be_well():
         assert_published("replicas.told", number=7)
 
 
+@pytest.mark.slow
 @HOW
 async def test_on_a_cluster_both_commands_go_to_the_node_with_the_stream(new_cluster, how):
     cluster = new_cluster(replicas=1, of=1)

@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Callable
-from weakref import WeakMethod
+from types import MethodType
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
-_methods: set[WeakMethod[Callable[[], None]]] = set()
+# Not WeakMethods, which raise when they are gone before what they are of, as at the end of the interpreter.
+_methods: WeakKeyDictionary[Any, list[Callable[[Any], None]]] = WeakKeyDictionary()
 
 
 def in_child(method: Callable[[], None]) -> None:
     """Call a method in each child that is forked while its object lives."""
-    _methods.add(WeakMethod(method, _methods.discard))
+    bound = cast("MethodType", method)
+    _methods.setdefault(bound.__self__, []).append(bound.__func__)
 
 
 def _begin_in_child() -> None:
-    for weak in list(_methods):
-        if (method := weak()) is not None:
-            method()
+    for instance, methods in list(_methods.items()):
+        for method in methods:
+            method(instance)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

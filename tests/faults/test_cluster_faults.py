@@ -174,6 +174,7 @@ async def test_a_node_that_comes_back_empty_is_made_up_for(new_world, new_cluste
     assert [worker.code for worker in workers] == [None, None]
 
 
+@pytest.mark.slow
 async def test_a_replica_that_is_promoted_in_place_of_the_node_with_the_stream(new_world, new_cluster, url, recovered):
     """The node with the stream, and with what every read needs, gets SIGKILL while events flow. Its replica takes over.
 

@@ -40,7 +40,8 @@ async def test_workers_killed_at_random_moments_lose_no_event(new_world, url, cl
     assert world.events("events_lost") == []
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 10])
 async def test_what_a_frozen_worker_has_is_applied_by_another(new_world, url, client, recovered, seconds):
     """One of two workers gets SIGSTOP while events flow, later SIGCONT.
 

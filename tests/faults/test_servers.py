@@ -71,6 +71,7 @@ async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_u
     assert 1 <= len(world.events("events_lost")) <= len(workers)
 
 
+@pytest.mark.slow
 async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_world, new_server, recovered):
     """Redis refuses writes for 2 s. New events wait meanwhile, and some that a dead worker had are claimed.
 

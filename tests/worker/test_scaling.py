@@ -86,6 +86,7 @@ async def test_work_is_shared_and_nothing_is_applied_twice(start, publish, clien
     assert client.xpending("events", "tidings")["pending"] == 0
 
 
+@pytest.mark.slow
 async def test_a_worker_that_joins_takes_its_share_and_one_that_leaves_leaves_nothing(
     start, publish, client, eventually
 ):
@@ -147,6 +148,7 @@ async def test_the_dead_letter_of_a_partition_says_where_it_came_from_and_its_re
     assert letter[b"stream_id"].decode() == receipt.id
 
 
+@pytest.mark.slow
 async def test_what_a_worker_that_was_killed_had_of_a_partition_is_applied_by_another(start, publish, client):
     [killed, left] = [start(**FOUR) for _ in range(2)]
     killed.send(signal.SIGSTOP)

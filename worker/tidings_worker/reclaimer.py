@@ -126,11 +126,13 @@ class Reclaimer:
             log.warning("events_claimed", stream=self._group.stream.events, events=len(counts))
         self._in_hand = list(counts)
         try:
-            innocent = [stream_id for stream_id, count in counts.items() if count < 2]  # noqa: PLR2004 see above
+            # From the second delivery on alone, and in any case at the last: it must not be one with its killer.
+            alone = min(2, self._policy.max_deliveries - 1)
+            innocent = [stream_id for stream_id, count in counts.items() if count < alone]
             if innocent:
                 await self._deliver(innocent, stop, patience)
             for stream_id, count in sorted(counts.items(), key=lambda item: item[1]):
-                if count >= 2 and not stop.is_set():  # noqa: PLR2004
+                if count >= alone and not stop.is_set():
                     if count >= self._policy.max_deliveries:
                         await self._set_aside(stream_id, count)
                     else:

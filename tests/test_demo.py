@@ -118,8 +118,18 @@ INVALIDATE = "Invalidate(tags=['package:' + event.package])"
     ("body", "complaint"),
     [
         pytest.param(f"yield {WARM}", "stale read: json: revision", id="nothing is invalidated"),
-        pytest.param(f"yield {INVALIDATE}", "missing warm: json: nothing loaded it in 1 s", id="nothing is warmed"),
-        pytest.param("raise ArgumentError('refused')", "lost event: json, event", id="the event is set aside"),
+        pytest.param(
+            f"yield {INVALIDATE}",
+            "missing warm: json: nothing loaded it in 1 s",
+            id="nothing is warmed",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "raise ArgumentError('refused')",
+            "lost event: json, event",
+            id="the event is set aside",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("__import__('os')._exit(1)  # died", "lost event: json, event", id="the worker dies of the event"),
     ],
 )

@@ -38,6 +38,7 @@ def lost_events(world, client):
     return [stream_id for stream_id in world.published if stream_id not in there]
 
 
+@pytest.mark.slow
 async def test_a_primary_that_is_killed_while_events_flow(new_world, sentinels, recovered):
     """The primary gets SIGKILL. Workers, publishers and readers find the new one.
 

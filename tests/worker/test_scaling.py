@@ -136,6 +136,7 @@ async def test_the_events_of_one_subject_are_in_one_stream(publish, client):
         assert there.count(number) == 3
 
 
+@pytest.mark.slow
 async def test_the_dead_letter_of_a_partition_says_where_it_came_from_and_its_receipt_hears_of_it(
     start, publish, client
 ):
@@ -160,6 +161,7 @@ async def test_what_a_worker_that_was_killed_had_of_a_partition_is_applied_by_an
     assert invalidated(client, range(40)) == 40
 
 
+@pytest.mark.slow
 async def test_stats_are_of_all_streams(start, publish, shell, url):
     start(**FOUR)
     await settle(await publish(range(40), partitions=4))

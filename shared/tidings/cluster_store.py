@@ -23,6 +23,7 @@ from .durable import append, is_durable
 from .errors import UnavailableError
 from .exchanges import in_transaction, replies_of
 from .link import ClosedError
+from .loop_end import LoopEnd
 from .operations import Command, Operation
 from .servers import Servers
 from .settings import Settings
@@ -44,7 +45,7 @@ class ClusterStore:
         self._servers: dict[Address, Servers[redis.asyncio.Redis]] = {}
         self._multiplexers: dict[tuple[Address, bool], Multiplexer] = {}
         self._learning: asyncio.Task[UnavailableError | None] | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._loop_end = LoopEnd()
         self._closed = False
 
     @classmethod
@@ -150,13 +151,7 @@ class ClusterStore:
 
     async def apart(self, key: str, timeout: float) -> Multiplexer:  # noqa: ASYNC109 of each answer
         """See `RedisStore.apart`."""
-        address = await self._locate(key)
-        pool = self._clients(address).client.connection_pool
-        return Multiplexer(
-            lambda: pool.connection_class(**pool.connection_kwargs),
-            timeout,
-            lambda failure: self.cluster.failed(address, failure),
-        )
+        return self._connect(await self._locate(key), timeout)
 
     async def primaries(self) -> list[redis.asyncio.Redis]:
         """See `RedisStore.primaries`; those that are away are among them. Raises UnavailableError."""
@@ -187,37 +182,32 @@ class ClusterStore:
             return found
         if self._closed:
             raise self.cluster.unavailable("the connection was closed", ClosedError())
+        made = self._multiplexers[address, bulk] = self._connect(address, self.timeout)
+        return made
+
+    def _connect(self, address: Address, timeout: float) -> Multiplexer:
         pool = self._clients(address).client.connection_pool
-        made = self._multiplexers[address, bulk] = Multiplexer(
+        return Multiplexer(
             lambda: pool.connection_class(**pool.connection_kwargs),
-            self.timeout,
+            timeout,
             lambda failure: self.cluster.failed(address, failure),
             apart=True,
         )
-        return made
 
     async def aclose(self) -> None:
         """Close the connections; every operation fails afterwards."""
         self._closed = True
         for multiplexer in list(self._multiplexers.values()):
             await multiplexer.aclose()
-        for task in (self._keeper, self._learning):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.wait({self._learning})
+        await self._loop_end.come()
         await self._close_clients()
 
     def close_with_loop(self) -> None:
         """See `RedisStore.close_with_loop`."""
-        if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.create_task(self._stay())
-
-    async def _stay(self) -> None:
-        try:
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            await self._close_clients()
-            raise
+        self._loop_end.watch(self._close_clients)
 
     async def _close_clients(self) -> None:
         for servers in list(self._servers.values()):

@@ -44,9 +44,9 @@ class Shared:
         #: seconds, for whatever is measured in this process
         self.clock = clock if memory is None else memory.clock
         self.tier = LocalTier(settings.local_max_entries, settings.local_max_bytes, self.clock)
-        #: what is kept while Redis is away, if anything
         #: who is inside of `after`
         self.scopes = Scopes()
+        #: what is kept while Redis is away, if anything
         self.outage = (
             Memory(max_bytes=settings.outage_max_bytes) if self.memory is None and settings.outage_ttl else None
         )

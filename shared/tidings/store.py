@@ -19,6 +19,7 @@ from .connections import Connections
 from .durable import append, is_durable
 from .exchanges import exchange_of, in_transaction, replies_of, unavailable
 from .link import pack
+from .loop_end import LoopEnd
 from .operations import Command, Operation
 from .servers import LONGEST_BLOCK, async_servers, sync_servers
 from .settings import Settings
@@ -100,7 +101,7 @@ class RedisStore:
         self._known_scripts: set[str] = set()
         self._small = self._multiplexer()
         self._bulk: Multiplexer | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._loop_end = LoopEnd()
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -182,25 +183,12 @@ class RedisStore:
         """Close the connections; every operation fails afterwards."""
         for multiplexer in (self._small, self._for_bulk()):  # this too, so that nobody makes it later
             await multiplexer.aclose()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        await self._loop_end.come()
         await self._close_clients()
 
     def close_with_loop(self) -> None:
-        """From now on close the clients when the event loop ends, as links do: by a task that the end cancels.
-
-        For whoever uses them, since nobody calls `aclose` in a script that simply ends.
-        """
-        if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.create_task(self._stay())
-
-    async def _stay(self) -> None:
-        try:
-            await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            await self._close_clients()
-            raise
+        """From now on close the clients when the event loop ends; for whoever uses them."""
+        self._loop_end.watch(self._close_clients)
 
     async def _close_clients(self) -> None:
         for client in (self.client, self.blocking, *self._others):

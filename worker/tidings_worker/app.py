@@ -17,8 +17,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from tidings import Cache
 from tidings.cluster_store import ClusterStore
-from tidings.errors import ConfigurationError, TidingsError
-from tidings.keys import EventStream
+from tidings.errors import TidingsError
 from tidings.settings import redact
 from tidings.store import RedisStore
 from tidings.telemetry import process_name
@@ -29,7 +28,7 @@ from .delivery import Retries, RetryPolicy
 from .groups import Group
 from .handler import Handler
 from .health import Health, keep_beating, pages, serving
-from .jobs import jobs_pool, jobs_url
+from .jobs import JobsClient, jobs_pool, jobs_url
 from .keeping import WarmKeeper
 from .ledger import Ledger
 from .metrics import Metrics
@@ -38,7 +37,7 @@ from .outage import Outage, Patience, is_group_gone, is_outage
 from .queueing import WarmQueue
 from .reclaimer import Reclaimer, Upkeep
 from .rules import Rules
-from .servers import check_settings, histories
+from .servers import check_settings, histories, store_of
 from .settings import WorkerSettings
 from .stopping import Stop
 from .telemetry import log
@@ -94,14 +93,14 @@ class _Process:
         self._health = Health([*_PARTS, *SERVERS])
         self._metrics = Metrics(rules.event_types, beat_age=lambda: self._health.beat_age)
         self._outage = self._new_outage("consumer", cache.telemetry.server)
-        jobs = redact(jobs_url(cache.settings))
+        self._jobs_server = jobs = redact(jobs_url(cache.settings))
         self._jobs_outage = self._outage if jobs == cache.telemetry.server else self._new_outage("warm jobs", jobs)
         self._parts: dict[asyncio.Task[None], str] = {}
         self._consumers: list[Consumer] = []
 
     async def run(self, stack: AsyncExitStack) -> int:
         """Run until the stop, or until a part dies; return the exit code."""
-        cache, settings, asked = self._cache, self._settings, self._stop.asked
+        cache, keys = self._cache, self._cache.keys
         self._beat(stack)
         store = store_of(cache)
         pool = jobs_pool(cache.settings)
@@ -111,17 +110,31 @@ class _Process:
             await cache.aclose(drain_timeout=self._stop.drain_left())
 
         stack.push_async_callback(close_cache)
-        groups = [self._group(store, stream) for stream in cache.keys.streams(cache.settings.partitions)]
+        groups = [
+            Group(store, stream, cache.settings.group, self._name, dead=keys.dead, counts=keys.counts)
+            for stream in keys.streams(cache.settings.partitions)
+        ]
         for group in groups:
             stack.push_async_callback(group.aclose)
-        ledger = Ledger(store, cache.keys.ledger)
+        ledger = Ledger(store, keys.ledger)
         watch = Watch(cache, groups, ledger, lambda: histories(store), lambda loss: self._metrics.lost(loss.code))
         if not await self._first_look(watch):
             return 0
-        await check_settings(store, cache.telemetry.server, pool, redact(jobs_url(cache.settings)))
+        await check_settings(store, cache.telemetry.server, pool, self._jobs_server)
+        self._start_parts(store, pool, groups, watch)
+        gc.freeze()  # modules, classes and rules: the collector need not look through them again and again
+        failed = await self._until_all_ended()
+        if not failed:
+            await self._leave(groups, watch, ledger)
+        return EXIT_FAILED if failed else 0
+
+    def _start_parts(
+        self, store: RedisStore | ClusterStore, pool: JobsClient, groups: Sequence[Group], watch: Watch
+    ) -> None:
+        cache, settings, asked, keys = self._cache, self._settings, self._stop.asked, self._cache.keys
         warms = WarmWorker(
             pool,
-            cache.keys.jobs,
+            keys.jobs,
             self._rules.schedules,
             settings,
             outage=self._jobs_outage,
@@ -132,17 +145,17 @@ class _Process:
         log.info(
             "worker_started",
             server=cache.telemetry.server,
-            stream=cache.keys.events,
+            stream=keys.events,
             group=cache.settings.group,
             consumer=self._name,
             types=sorted(self._rules.event_types),
         )
         policy = RetryPolicy(settings.max_deliveries, settings.retry_delay)
-        keeper = WarmKeeper(WarmQueue(pool, cache.keys.jobs))
+        keeper = WarmKeeper(WarmQueue(pool, keys.jobs))
         handler = Handler(cache, self._rules, keeper, policy, self._metrics)
         for group in groups:
             self._consume(group, handler, watch, policy)
-        keys, streams = cache.keys, [group.stream.events for group in groups]
+        streams = [group.stream.events for group in groups]
         watched = Watched(cache.settings.group, streams, keys.dead, store, keys.jobs, pool)
         observer = Observer(watched, self._metrics, self._health, timeout=store.timeout)
         self._start("watch", watch.run(asked, self._patience("watch"), settings.check_interval))
@@ -153,21 +166,12 @@ class _Process:
         self._start("warm keeper", keeper.run(asked, Patience("warm keeper", self._jobs_outage, asked)))
         for name in _PARTS:
             self._health.part(name, ok=True)
-        gc.freeze()  # modules, classes and rules: the collector need not look through them again and again
-        failed = await self._until_all_ended()
-        if not failed:
-            await self._leave(groups, watch, ledger)
-        return EXIT_FAILED if failed else 0
 
     async def _first_look(self, watch: Watch) -> bool:
         """Make the groups, and make up for what was lost while no worker ran; say whether to go on."""
         patience = self._patience("watch")
         while not self._stop.asked.is_set():
-            try:
-                await watch.check()
-            except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                await patience.wait(error)
-            else:
+            if await patience.tried(watch.check()):
                 patience.succeeded()
                 return True
         return False
@@ -182,17 +186,6 @@ class _Process:
 
     def _new_outage(self, part: str, url: str) -> Outage:
         return Outage(url, lambda there, reason: self._health.part(part, ok=there, reason=reason))
-
-    def _group(self, store: RedisStore | ClusterStore, stream: EventStream) -> Group:
-        keys, settings = self._cache.keys, self._cache.settings
-        return Group(
-            store,
-            stream,
-            settings.group,
-            self._name,
-            dead=keys.dead,
-            counts=keys.counts,
-        )
 
     def _consume(self, group: Group, handler: Handler, watch: Watch, policy: RetryPolicy) -> None:
         """Start everything that belongs to one stream."""
@@ -248,11 +241,3 @@ class _Process:
         except Exception as error:
             if not (is_outage(error) or is_group_gone(error)):  # else its name goes when it has idled long enough
                 raise
-
-
-def store_of(cache: Cache) -> RedisStore | ClusterStore:
-    """Return the store of this event loop, whose clients the worker's own commands go through."""
-    store = cache.reader().store
-    if not isinstance(store, RedisStore | ClusterStore):
-        raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
-    return store

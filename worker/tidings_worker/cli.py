@@ -23,12 +23,12 @@ from tidings import Cache, Event, Settings, get_cache
 from tidings.errors import ConfigurationError, PermanentError, TransientError
 from tidings.operations import Ping
 
-from .app import serve, store_of
 from .demo import PACKAGES, ROUNDS
 from .embedded import EmbeddedServer
 from .inspection import Stats, look
 from .jobs import jobs_pool
 from .loading import load_rules
+from .servers import store_of
 from .settings import WorkerSettings
 from .signals import exit_on_signals
 from .telemetry import configure_logging, log
@@ -94,6 +94,8 @@ def worker(
     Without TIDINGS_URL or REDIS_URL it starts a server of its own, with its data in .tidings/; other commands and
     services started in this folder find it.
     """
+    from .app import serve  # noqa: PLC0415 no other command has to wait for what metrics need
+
     configure_logging(verbose=not quiet)
     worker_settings = WorkerSettings.load()
     exit_on_signals()  # until `serve` has its own handlers: a stop while the rules are imported stops the server too

@@ -6,14 +6,14 @@ are still pending, so that whoever claims them meanwhile does the same work, whi
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from .delivery import Entry, Retries, RetryPolicy
 from .groups import Group, Reading
 from .handler import Handler, Outcome
-from .outage import Patience, is_outage
+from .outage import Patience, is_group_gone, is_outage
 from .telemetry import log
-from .watch import Watch, looks_lost
+from .watch import Watch
 
 
 class Consumer:
@@ -99,25 +99,15 @@ class Consumer:
         for entry, _ in outcome.failed:
             self.retries.add(entry.stream_id, entry.deliveries, now + self._policy.delay(entry.deliveries))
         if outcome.incomplete:  # claimed by others meanwhile, or the group was lost and nothing said so
-            await _checked(self._watch.check(), patience)
+            await patience.tried(self._watch.check())
 
     async def recover(self, error: Exception, stop: asyncio.Event, patience: Patience) -> None:
         """Wait until it is known what was lost: another server may answer now, and whoever asks first may be us.
 
         Raises what is no outage.
         """
-        if not looks_lost(error):
+        if not is_group_gone(error):
             await patience.wait(error)
-        while not await _checked(self._watch.check(), patience):
+        while not await patience.tried(self._watch.check()):
             if stop.is_set():
                 return
-
-
-async def _checked(check: Awaitable[None], patience: Patience) -> bool:
-    """Carry out a check; after an outage, wait and return False."""
-    try:
-        await check
-    except Exception as error:  # noqa: BLE001 what is no outage is raised again
-        await patience.wait(error)
-        return False
-    return True

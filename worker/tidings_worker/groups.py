@@ -265,8 +265,8 @@ class Group:
     async def _client(self) -> Redis:
         return await self._clients.client_for(self.stream.events)
 
-    async def _timely(self, reply: Awaitable[Any], *, extra: float = 0.0) -> Any:
-        async with asyncio.timeout(self._clients.timeout + extra):
+    async def _timely(self, reply: Awaitable[Any]) -> Any:
+        async with asyncio.timeout(self._clients.timeout):
             return await reply
 
 

@@ -72,17 +72,13 @@ class WarmKeeper:
             warms = [one for one, _ in taken.values() if isinstance(one, Warm)]
             hot = [one for one, _ in taken.values() if isinstance(one, Hot)]
             carriers = {name: carrier for name, (_, carrier) in taken.items()}
-            try:
-                await self._queue.hand_off(warms, hot, carriers=carriers)
-            except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                await patience.wait(error)
-                if stop.is_set():
-                    return
-            else:
+            if await patience.tried(self._queue.hand_off(warms, hot, carriers=carriers)):
                 patience.succeeded()
                 for name, what in taken.items():
                     if self._kept.get(name) is what:
                         del self._kept[name]
+            elif stop.is_set():
+                return
         self._any.clear()
         if self._dropped:
             log.warning("warms_lost", warms=self._dropped)

@@ -1,9 +1,12 @@
 """What the workers of a group have last seen of the streams and the servers: a hash in Redis."""
 
 import asyncio
+from collections.abc import Callable
 from math import inf
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from redis.asyncio import Redis
 from tidings.hearing import Clients
 
 from .continuity import Position
@@ -56,10 +59,8 @@ class Ledger:
     async def keep(self, stream: str, position: Position) -> None:
         """Keep what was seen of a stream, unless more has been seen already."""
         seen = (position.mark, str(position.added), str(position.read or 0))
-        client = await self._clients.client_for(self._key)
-        kept = client.eval(_KEEP, 1, self._key, stream, _Kept(position=position).model_dump_json(), *seen)
-        async with asyncio.timeout(self._clients.timeout):
-            await kept  # type: ignore[misc]
+        text = _Kept(position=position).model_dump_json()
+        await self._ask(lambda client: client.eval(_KEEP, 1, self._key, stream, text, *seen))
 
     async def keep_histories(self, seen: frozenset[str]) -> None:
         """Keep the histories that were seen."""
@@ -82,18 +83,17 @@ class Ledger:
             return inf
 
     async def _now(self) -> float:
-        client = await self._clients.client_for(self._key)
-        async with asyncio.timeout(self._clients.timeout):
-            seconds, micros = await client.time()
-            return float(seconds) + float(micros) / 1_000_000
+        seconds, micros = await self._ask(lambda client: client.time())
+        return float(seconds) + float(micros) / 1_000_000
 
     async def _get(self, name: str) -> bytes | None:
-        client = await self._clients.client_for(self._key)
-        async with asyncio.timeout(self._clients.timeout):
-            found: bytes | None = await client.hget(self._key, name)  # type: ignore[misc]
-            return found
+        found: bytes | None = await self._ask(lambda client: client.hget(self._key, name))
+        return found
 
     async def _set(self, name: str, text: str) -> None:
+        await self._ask(lambda client: client.hset(self._key, name, text))
+
+    async def _ask(self, question: Callable[[Redis], Any]) -> Any:
         client = await self._clients.client_for(self._key)
         async with asyncio.timeout(self._clients.timeout):
-            await client.hset(self._key, name, text)  # type: ignore[misc]
+            return await question(client)

@@ -7,7 +7,7 @@ whoever supervises processes sees it alive and not ready (`health`).
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from redis.exceptions import (
@@ -134,6 +134,18 @@ class Patience:
         self._stop = stop
         self._delays = delays_seconds(random.random)
         self._waited = False
+
+    async def tried(self, attempt: Awaitable[object]) -> bool:
+        """Make an attempt; where an outage is in its way, wait for the next and return False. Raises anything else.
+
+        That it has gone through is not noted: it may be one step of what is to succeed.
+        """
+        try:
+            await attempt
+        except Exception as error:  # noqa: BLE001 `wait` raises what is no outage
+            await self.wait(error)
+            return False
+        return True
 
     async def wait(self, error: BaseException) -> None:
         """Wait for the next attempt. Raises the error if it is no outage."""

@@ -24,9 +24,9 @@ from .continuity import Loss
 from .delivery import Entry, RetryPolicy
 from .groups import Group
 from .handler import Handler
-from .outage import Patience, is_outage, pause
+from .outage import Patience, is_group_gone, is_outage, pause
 from .telemetry import log
-from .watch import Watch, looks_lost
+from .watch import Watch
 
 #: Entries that one claim takes at most.
 _CLAIMED_AT_ONCE = 100
@@ -95,7 +95,7 @@ class Reclaimer:
                 try:
                     await self._group.renew(ids)
                 except Exception as error:
-                    if not (is_outage(error) or looks_lost(error)):  # else the loops beside it see to it
+                    if not (is_outage(error) or is_group_gone(error)):  # else the loops beside it see to it
                         raise
 
     async def _turn(self, stop: asyncio.Event, patience: Patience) -> bool:
@@ -103,7 +103,7 @@ class Reclaimer:
         due = self._consumer.retries.take(self._clock(), _CLAIMED_AT_ONCE)
         full = len(due) == _CLAIMED_AT_ONCE
         try:
-            while due and not stop.is_set():
+            if due and not stop.is_set():
                 await self._deliver(list(due), stop, patience)
                 due = {}
         finally:

@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
+from tidings import Cache
 from tidings.cluster_store import ClusterStore
+from tidings.errors import ConfigurationError
 from tidings.store import RedisStore
 
 from .checks import check, report
 from .outage import is_outage
+
+
+def store_of(cache: Cache) -> RedisStore | ClusterStore:
+    """Return the store of this event loop, whose clients the worker's own commands go through."""
+    store = cache.reader().store
+    if not isinstance(store, RedisStore | ClusterStore):
+        raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
+    return store
 
 
 async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], bool]:

@@ -29,18 +29,16 @@ async def watch(
     store: RedisStore | ClusterStore, keys: Keyspace, settings: Settings, stop: asyncio.Event, patience: Patience
 ) -> None:
     """Say now, and once a minute, which partitions have events that the group has not read, beyond those it reads."""
-    partitions, group = settings.partitions, settings.group
     while not stop.is_set():
-        try:
-            found = await unread_partitions(store, keys, partitions, group)
-        except Exception as error:  # noqa: BLE001 what is no outage is raised again
-            await patience.wait(error)
-            continue
-        patience.succeeded()
-        if found:
-            cure = "give TIDINGS_PARTITIONS of publishers and workers the same number, the greatest there is"
-            log.error("partitions_unread", streams=found, partitions=partitions, cure=cure)
-        await pause(_INTERVAL, stop)
+        if await patience.tried(_look(store, keys, settings)):
+            patience.succeeded()
+            await pause(_INTERVAL, stop)
+
+
+async def _look(store: RedisStore | ClusterStore, keys: Keyspace, settings: Settings) -> None:
+    if found := await unread_partitions(store, keys, settings.partitions, settings.group):
+        cure = "give TIDINGS_PARTITIONS of publishers and workers the same number, the greatest there is"
+        log.error("partitions_unread", streams=found, partitions=settings.partitions, cure=cure)
 
 
 async def unread_partitions(store: RedisStore | ClusterStore, keys: Keyspace, partitions: int, group: str) -> list[str]:

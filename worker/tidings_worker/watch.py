@@ -18,10 +18,10 @@ from tidings.keys import ALL
 from .continuity import Histories, Loss, Position, carried_on, losses
 from .groups import Group
 from .ledger import Ledger
-from .outage import Patience, is_group_gone, pause
+from .outage import Patience, pause
 from .telemetry import log
 
-#: Gives the replication ids of the servers that answer, and whether all of them did.
+#: Gives the names of the histories of the servers that answer, and whether all of them did.
 SeeHistories = Callable[[], Awaitable[tuple[frozenset[str], bool]]]
 
 
@@ -53,11 +53,7 @@ class Watch:
     async def run(self, stop: asyncio.Event, patience: Patience, interval: float) -> None:
         """Look until the stop."""
         while not stop.is_set():
-            try:
-                await self.check()
-            except Exception as error:  # noqa: BLE001 what is no outage is raised again
-                await patience.wait(error)
-            else:
+            if await patience.tried(self.check()):
                 patience.succeeded()
                 await pause(interval, stop)
 
@@ -139,8 +135,3 @@ class Watch:
         log.error("events_lost", stream=stream or "every stream", reason=reasons, done="everything is invalidated")
         for loss in found:
             self._on_loss(loss)
-
-
-def looks_lost(error: BaseException) -> bool:
-    """Say whether an error is one that a check finds the cause of."""
-    return is_group_gone(error)

@@ -6,13 +6,15 @@ the variants take turns in every round, and what is quoted is the median of the 
 
 import gc
 import json
+import multiprocessing
 import socket
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -37,6 +39,21 @@ def server() -> Iterator[str]:
         port = probe.getsockname()[1]
     with ValkeyServer(port=port) as running:
         yield f"redis://127.0.0.1:{running.port}"
+
+
+@contextmanager
+def receiving(receive: Callable[[str, Connection], None], url: str) -> Iterator[Connection]:
+    """Run `receive` in a process of its own, until it says that it is ready; give the end of the pipe that it fills."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=receive, args=(url, there))
+    process.start()
+    there.close()  # now its end is the only one: should it die, reading from here raises instead of waiting
+    try:
+        here.recv()
+        yield here
+    finally:
+        process.terminate()
+        process.join()
 
 
 def rounds(count: int, what: str) -> Iterator[bool]:

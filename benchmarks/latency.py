@@ -14,7 +14,6 @@ random pause between them, so that every reader is blocked again when the next o
 import argparse
 import asyncio
 import mmap
-import multiprocessing
 import os
 import random
 import subprocess
@@ -29,7 +28,7 @@ from typing import Any
 
 import redis
 import tidings
-from common import EXIT_FAILED, Samples, Times, fail, rounds, say, server, show, write_json
+from common import EXIT_FAILED, Samples, Times, fail, receiving, rounds, say, server, show, write_json
 from redis.asyncio import Redis
 from tidings import Cache, Event
 from tidings.events import to_fields
@@ -96,21 +95,6 @@ def receive(url: str, pipe: Connection) -> None:
         while True:
             if client.xreadgroup(FLOOR_GROUP, "reader", {FLOOR_STREAM: ">"}, block=1000, noack=True):
                 pipe.send(time.monotonic_ns())
-
-
-@contextmanager
-def floor_reader(url: str) -> Iterator[Connection]:
-    """Run `receive` in a process of its own; give the end of the pipe that its stamps come out of."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=receive, args=(url, there))
-    process.start()
-    there.close()  # now its end is the only one: should it die, reading from here raises instead of waiting
-    try:
-        here.recv()
-        yield here
-    finally:
-        process.terminate()
-        process.join()
 
 
 @contextmanager
@@ -227,7 +211,7 @@ async def measure(count: int, events: int) -> Samples:
     with (
         server() as url,
         tempfile.TemporaryDirectory() as folder,
-        floor_reader(url) as floor,
+        receiving(receive, url) as floor,
         worker(url, Path(folder), total) as planned,
         redis.Redis.from_url(url) as blocking,
     ):

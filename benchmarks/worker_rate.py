@@ -8,16 +8,14 @@ which is not the worker's.
 """
 
 import asyncio
-import multiprocessing
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import redis
-from common import fail, quantile, rounds, server
+from common import fail, quantile, receiving, rounds, server
 from redis.asyncio import Redis
 from redis.typing import EncodableT
 from tidings import Cache
@@ -48,21 +46,6 @@ def receive(url: str, pipe: Connection) -> None:
                 pipe.recv()
                 pipe.send(taken)
                 taken = []
-
-
-@contextmanager
-def floor_reader(url: str) -> Iterator[Connection]:
-    """Run `receive` in a process of its own; give the end of the pipe that its times come out of."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=receive, args=(url, there), daemon=True)
-    process.start()
-    there.close()
-    try:
-        here.recv()
-        yield here
-    finally:
-        process.terminate()
-        process.join()
 
 
 async def at_rate(count: int, send: Callable[[int], Awaitable[None]]) -> None:
@@ -122,7 +105,7 @@ async def one_round(url: str, pipe: Connection, count: int, seed: int) -> tuple[
 def measure(run: Run) -> Outcome:
     """Measure both in every round."""
     found: list[tuple[list[float], list[float]]] = []
-    with server() as url, floor_reader(url) as pipe, workers(url, 1):
+    with server() as url, receiving(receive, url) as pipe, workers(url, 1):
         for number, counts in enumerate(rounds(run.rounds, f"{RATE} events a second")):
             times = run.run(one_round(url, pipe, run.scaled(RATE * SECONDS), number))
             if counts:

@@ -218,6 +218,11 @@ class World:
             self.follow(told(receipts[-1]))
         return sorted(receipt.id.encode() for receipt in receipts)
 
+    async def until_published(self, count: int) -> None:
+        """Wait until so many events have been acknowledged to their publishers."""
+        while len(self.published) < count:
+            await asyncio.sleep(0.001)
+
     def follow(self, waiting: Awaitable[None]) -> None:
         """Do something in the background; `settle` waits for it."""
         task = asyncio.ensure_future(waiting)

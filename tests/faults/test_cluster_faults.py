@@ -103,11 +103,6 @@ async def test_the_usual_work_on_a_cluster(new_world, cluster, url, shell, until
     assert worker.wait() == 0, worker.err
 
 
-async def until_published(world, count):
-    while len(world.published) < count:
-        await asyncio.sleep(0.001)
-
-
 ON_DISK = {"appendonly": "yes", "appendfsync": "always"}
 #: A key of the node that is killed; the first also has what every read needs, the second what workers keep.
 NODES = {"the node with the stream": "events", "the node with the ledger": "events:seen", "the third": "events:0"}
@@ -132,7 +127,7 @@ async def test_a_node_that_was_killed_and_comes_back_with_its_data_is_caught_up_
     keys = Keys(cluster)
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         node = cluster.node_of(key)
         node.kill()
         await asyncio.sleep(2)
@@ -157,7 +152,7 @@ async def test_a_node_that_comes_back_empty_is_made_up_for(new_world, new_cluste
     keys = Keys(cluster)
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         node = cluster.node_of(key)
         node.kill()
         await asyncio.sleep(2)
@@ -187,7 +182,7 @@ async def test_a_replica_that_is_promoted_in_place_of_the_node_with_the_stream(n
     keys = Keys(cluster)
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         cluster.nodes[1].kill()
         began = time.monotonic()
         while not world.events("events_lost"):
@@ -214,7 +209,7 @@ async def test_a_stream_that_moves_to_another_node_is_followed(new_world, new_cl
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
         for number, key in enumerate(("events", "events:applied", "events:seen", "token:all", "events:counts"), 1):
-            await until_published(world, 300 * number)
+            await world.until_published(300 * number)
             await asyncio.to_thread(cluster.move, key)
         began = time.monotonic()
         await publishing

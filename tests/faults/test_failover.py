@@ -18,11 +18,6 @@ from tidings_worker.servers import histories
 THINGS = 50
 
 
-async def until_published(world, count):
-    while len(world.published) < count:
-        await asyncio.sleep(0.001)
-
-
 async def until_noticed(world, timeout=20):  # noqa: ASYNC109 what the test has patience for
     """Wait until a worker has made up for what may be lost; return the reasons that it gave."""
     deadline = time.monotonic() + timeout
@@ -49,7 +44,7 @@ async def test_a_primary_that_is_killed_while_events_flow(new_world, sentinels, 
     workers = [world.start_worker(), world.start_worker()]
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         sentinels.kill_primary()
         began = time.monotonic()
         assert all("another took over" in reason for reason in await until_noticed(world))
@@ -140,7 +135,7 @@ async def test_no_event_is_lost_of_publishers_that_ask_for_a_replica(new_world, 
     worker = world.start_worker()
     world.cache.publish = partial(world.cache.publish, replicas=1)
     publishing = asyncio.create_task(world.publish_many(1_000_000, THINGS))
-    await until_published(world, 300)
+    await world.until_published(300)
     fault(sentinels)
     began = time.monotonic()
     await until_noticed(world)
@@ -161,7 +156,7 @@ async def test_a_primary_that_is_relieved(new_world, sentinels, recovered):
     new = sentinels.clients[1]
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(3_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         sentinels.fail_over()
         began = time.monotonic()
         await until_noticed(world)

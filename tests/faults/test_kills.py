@@ -52,8 +52,7 @@ async def test_what_a_frozen_worker_has_is_applied_by_another(new_world, url, cl
     world.start_worker()
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(1_000 * seconds, THINGS))
-        while len(world.published) < 500:
-            await asyncio.sleep(0.001)
+        await world.until_published(500)
         frozen.send(signal.SIGSTOP)
         until = time.monotonic() + seconds
         await publishing
@@ -79,8 +78,7 @@ async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, s
     worker = world.start_worker()
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        while len(world.published) < 500:
-            await asyncio.sleep(0.001)
+        await world.until_published(500)
         server._process.send_signal(signal.SIGSTOP)
         reads = world.reads
         await asyncio.sleep(seconds)

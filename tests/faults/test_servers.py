@@ -37,11 +37,6 @@ def address(port):
     return f"redis://127.0.0.1:{port}"
 
 
-async def until_published(world, count):
-    while len(world.published) < count:
-        await asyncio.sleep(0.001)
-
-
 @pytest.mark.parametrize("seconds", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0, 3, 30))])
 async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_up_with(
     new_world, server_on_disk, recovered, seconds
@@ -56,7 +51,7 @@ async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_u
     workers = [world.start_worker(), world.start_worker()]
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
-        await until_published(world, 700)
+        await world.until_published(700)
         server.terminate()
         await asyncio.sleep(seconds)
         server = await asyncio.to_thread(server_on_disk)
@@ -122,7 +117,7 @@ async def test_a_worker_that_is_cut_off_catches_up(new_world, url, client, recov
         worker = world.start_worker(TIDINGS_URL=address(proxy.port))
         async with world.readers(THINGS):
             publishing = asyncio.create_task(world.publish_many(1_500, THINGS))
-            await until_published(world, 500)
+            await world.until_published(500)
             fault(proxy)
             await asyncio.sleep(seconds)
             proxy.heal()
@@ -176,7 +171,7 @@ async def test_a_worker_that_is_cut_off_leaves_its_events_to_another(new_world, 
         world.start_worker()
         async with world.readers(THINGS):
             publishing = asyncio.create_task(world.publish_many(3_000, THINGS))
-            await until_published(world, 500)
+            await world.until_published(500)
             proxy.black_hole()
             until = time.monotonic() + 3
             await publishing

@@ -35,8 +35,7 @@ async def test_what_the_stream_loses_invalidates_everything_once(world, client, 
     await warm_up(world)
     async with world.readers(THINGS):
         publishing = asyncio.create_task(world.publish_many(2000, THINGS))
-        while len(world.published) < 1000:
-            await asyncio.sleep(0.005)
+        await world.until_published(1000)
         fault(client)
         began = time.monotonic()
         await publishing

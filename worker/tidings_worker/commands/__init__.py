@@ -1,0 +1,1 @@
+"""The commands of ``tidings``, a module each; `base` has what they share, `cli` puts them together."""

@@ -1,0 +1,105 @@
+"""What the commands share: errors as one message and an exit code, the cache of the environment, and how they print.
+
+Exit codes: 0 done, 1 something is wrong or failed, 2 wrong usage or configuration or data, 3 Redis did not do its part.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from tidings import Cache, Settings
+from tidings.errors import ConfigurationError, PermanentError, TransientError
+from tidings.operations import Ping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_FOUND = 1
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 3
+
+#: Columns where nobody looks at a screen: lines stay whole for whoever searches them.
+_PIPED = 1000
+
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+errors = _console(stderr=True)
+out = _console()
+
+
+def print_json(document: Any) -> None:
+    """Print one line of JSON."""
+    sys.stdout.write(json.dumps(document, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def reporting(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn our errors into one message and an exit code; anything else is a bug and keeps its traceback."""
+
+    @wraps(command)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            _check_arguments()
+            return command(*args, **kwargs)
+        except (ConfigurationError, PermanentError) as error:
+            code = EXIT_USAGE
+            message = str(error)
+        except (TransientError, RedisError) as error:
+            code = EXIT_UNAVAILABLE
+            message = str(error)
+        errors.print(f"tidings: {message}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(code)
+
+    return reported
+
+
+def _check_arguments() -> None:
+    """Raise ConfigurationError for an argument that is no text: events, names and tags are."""
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"the argument {argument!a} is not UTF-8") from None
+
+
+@contextmanager
+def client_cache() -> Iterator[Cache]:
+    """Give the cache that the environment, or the server of this folder, configures."""
+    settings = Settings.load()
+    if settings.url is None:
+        raise ConfigurationError(
+            "no server: set TIDINGS_URL, or start `tidings worker` in this folder, which brings its own"
+        )
+    check_is_server(settings)
+    cache = Cache.from_settings(settings)
+    try:
+        yield cache
+    finally:
+        cache.sync.close()
+
+
+def check_is_server(settings: Settings) -> None:
+    """Raise ConfigurationError where there would only be this process's own memory."""
+    if settings.url is None or settings.url.get_secret_value().startswith("memory://"):
+        raise ConfigurationError("this command needs a server, not a cache in memory: set TIDINGS_URL to one")
+
+
+def reach_server(settings: Settings) -> None:
+    """Raise UnavailableError when the server, or a node of the cluster, does not answer."""
+    check_is_server(settings)
+    with Cache.from_settings(settings).sync as probe:
+        probe.reader.store.run(Ping())

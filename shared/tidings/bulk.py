@@ -175,8 +175,8 @@ def _fill(
 ) -> Steps[None]:
     filling, fills = reading.filling, []
     for index, (value, payload) in loaded.items():
-        target = requests[index].target
-        fill = filling.fill(target, leads[index], payload, load_us=load_us, ttl_ms=filling.ttl_ms(target, value))
+        request, target = requests[index], requests[index].target
+        fill = filling.fill(request, leads[index], payload, load_us=load_us, ttl_ms=filling.ttl_ms(target, value))
         if fill is not None:
             fills.append((target, fill))
     filled = {target.key for target, _ in fills}

@@ -12,7 +12,10 @@ from typing import Any, get_type_hints
 
 from .codec import JSON, Codec
 from .described import Described
-from .errors import ArgumentError, ConfigurationError, DecodeError, EncodeError
+from .errors import ArgumentError, ConfigurationError, DecodeError, EncodeError, TidingsError
+
+#: Characters of a call's text: a longer one is neither kept with its result nor noted as read.
+LONGEST_CALL = 1000
 
 
 def why_not_importable(function: Described[Any, Any]) -> str | None:
@@ -37,6 +40,28 @@ def encode_call(function: Described[Any, Any], args: tuple[Any, ...], kwargs: di
         except (EncodeError, ArgumentError, ConfigurationError) as error:
             raise ArgumentError(f"Warm({function.identity}): the argument {name!r} cannot travel: {error}") from None
     return json.dumps(text, separators=(",", ":"), sort_keys=True)
+
+
+def call_text(function: Described[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return a call as one line, which `split_call` takes apart; None for one that cannot travel, or is too long.
+
+    Raises what classes of the arguments' own raise when they are made into text.
+    """
+    if why_not_importable(function) is not None:
+        return None
+    try:
+        text = f"{function.identity} {encode_call(function, args, kwargs)}"
+    except TidingsError:
+        return None
+    return text if len(text) <= LONGEST_CALL else None
+
+
+def split_call(text: str) -> tuple[str, str]:
+    """Return the function's identity and the arguments' text. Raises DecodeError for what is no call's."""
+    identity, space, arguments = text.partition(" ")
+    if not space:
+        raise DecodeError("a call is a function's name and its arguments")
+    return identity, arguments
 
 
 def decode_call(function: Described[Any, Any], text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .bulk import peek_many, read_many
 from .cached import held_tags
+from .causes import by_call
 from .entries import Look
 from .errors import ArgumentError, InvalidationError, PublishError, UnavailableError
 from .events import Event, to_fields
@@ -23,6 +24,7 @@ from .seen import NOTHING, AwayError
 from .shared import Shared
 from .steps import Ask, Invoke, Steps
 from .targets import Call, Request
+from .telemetry import process_name
 from .tracing import tracing
 
 
@@ -105,18 +107,20 @@ class Commands:
 
     def delete(self, key: str, namespace: str) -> Steps[bool]:
         """Invalidate a named entry; say whether there was a value."""
-        return bool((yield from self._invalidate({}, [self._shared.keys.entry(check_namespace(namespace), key)])))
+        entry = self._shared.keys.entry(check_namespace(namespace), key)
+        return bool((yield from self._invalidate({}, [entry], why=by_call("delete", process_name()))))
 
     def invalidate_call(self, call: Call) -> Steps[None]:
         """Invalidate one cached function's entry."""
-        yield from self._invalidate({}, [self._shared.keys.entry(call.namespace, call.name)])
+        entry = self._shared.keys.entry(call.namespace, call.name)
+        yield from self._invalidate({}, [entry], why=by_call(f"{call.label}.invalidate", process_name()))
 
     def invalidate(
         self, causes: Mapping[str, str], *, events: str = "", stream: EventStream | None = None
     ) -> Steps[None]:
         """Invalidate by token names, each with its cause; `events` of `stream` are applied by it."""
         if causes or events:
-            yield from self._invalidate(causes, [], events, stream)
+            yield from self._invalidate(causes, [], events=events, stream=stream)
 
     def invalidate_pattern(self, glob: str, namespace: str | None) -> Steps[None]:
         """Invalidate by pattern."""
@@ -165,10 +169,16 @@ class Commands:
         return {"ok": True, **self._shared.health(), "latency_ms": latency_ms}
 
     def _invalidate(
-        self, causes: Mapping[str, str], entries: Iterable[str], events: str = "", stream: EventStream | None = None
+        self,
+        causes: Mapping[str, str],
+        entries: Iterable[str],
+        *,
+        events: str = "",
+        stream: EventStream | None = None,
+        why: str = "",
     ) -> Steps[int]:
         shared = self._shared
-        operation = invalidation(shared.keys, shared.settings, causes, entries, events=events, stream=stream)
+        operation = invalidation(shared.keys, shared.settings, causes, entries, events=events, stream=stream, why=why)
         try:
             live: int = yield Ask(operation)
         except UnavailableError as error:

@@ -111,7 +111,7 @@ class Described(Generic[P, R]):
 
     def request(self, load: Callable[[], Any], /, *args: Any, **kwargs: Any) -> Request:
         """Return what a reader needs for these arguments; `load` runs the function, or something in its place."""
-        return self._request(self.target(self._cache(), args, kwargs), load)
+        return self._request(self.target(self._cache(), args, kwargs), load, args, kwargs)
 
     def target(self, cache: "Cache", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
         """Return where the entry for these arguments is."""
@@ -132,9 +132,11 @@ class Described(Generic[P, R]):
                 known[identity] = found
         return found
 
-    def _request(self, wanted: Target, load: Callable[[], Any]) -> Request:
+    def _request(
+        self, wanted: Target, load: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Request:
         result_tags = None if self.options.result_tags is None else self._tags_of_result
-        return Request(wanted, load, self.codec, result_tags)
+        return Request(wanted, load, self.codec, result_tags, (self, args, kwargs))
 
     def _tags_of_result(self, result: R) -> tuple[str, ...]:
         assert self.options.result_tags is not None  # noqa: S101 for the type checker: asked where this is handed out

@@ -6,6 +6,7 @@ from enum import Enum
 from random import random
 from typing import Any
 
+from .calls import call_text
 from .entries import Fill, Lease, Look, Looked, Open, Opened, Put, Release, Results
 from .errors import ConfigurationError, EncodeError, UnavailableError
 from .fence import Ticket, judge
@@ -120,7 +121,7 @@ class Filling:
         counts.load_us.add(load_us)
         ttl_ms = self.ttl_ms(target, value)
         self.keep(target, lead.noted, value, payload, ttl_ms=min(ttl_ms, target.call.policy.local_ttl_ms), tags=tags)
-        handle = yield Follow(self._fill(target, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags))
+        handle = yield Follow(self._fill(request, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags))
         return Flown(value, payload, handle, lead.owner)
 
     @staticmethod
@@ -134,11 +135,11 @@ class Filling:
         return target.know(given)
 
     def _fill(
-        self, target: Target, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...]
+        self, request: Request, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...]
     ) -> Steps[Stored]:
-        fill = None
+        target, fill = request.target, None
         try:
-            fill = self.fill(target, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags)
+            fill = self.fill(request, lead, payload, load_us=load_us, ttl_ms=ttl_ms, tags=tags)
         finally:
             if fill is None and lead.owner:
                 yield from self.release(target, lead.owner)
@@ -152,22 +153,39 @@ class Filling:
         return self.count(target, fill, stored=stored)
 
     def fill(
-        self, target: Target, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...] = ()
+        self, request: Request, lead: Lead, payload: bytes, *, load_us: int, ttl_ms: int, tags: tuple[str, ...] = ()
     ) -> Fill | None:
         """Return what stores a payload, or None for one over the size limit, which is counted and said."""
-        call, limit, ticket = target.call, self._settings.max_value_bytes, lead.ticket
+        target, ticket = request.target, lead.ticket
+        call, limit = target.call, self._settings.max_value_bytes
         if len(payload) > limit:
             self._telemetry.too_large(target.counts, call.label, len(payload), limit)
             return None
         sealed = self._sealer.seal(payload, call.namespace, target.key)
         target.bulk = len(sealed) >= self._settings.bulk_bytes
-        facts, grace_ms = Facts((*target.tags, *tags), process_name()), self._grace_ms(target)
+        facts = Facts((*target.tags, *tags), process_name(), request.how, self._call_of(request))
+        grace_ms = self._grace_ms(target)
         packed = pack_entry(
             ticket.lineage, ticket.tokens, facts, sealed, seen_us=lead.seen_us, load_us=load_us, grace_ms=grace_ms
         )
         results = Results(target.token_keys(tags), lead.logged, lead.logged_at)
         kept_ms = ttl_ms + grace_ms
         return Fill(target.keys, target.places, ticket.lineage, packed, kept_ms, self._token_ms, lead.owner, results)
+
+    def _call_of(self, request: Request) -> str:
+        """Return the text of the call whose result is stored, for whoever is to make it again with the entry alone.
+
+        Arguments are as secret as the result: where that is encrypted, they are.
+        """
+        if request.call is None:
+            return ""
+        function, args, kwargs = request.call
+        try:
+            text = call_text(function, args, kwargs)
+        except Exception as error:  # noqa: BLE001 of the service's own classes; the fill has nothing to do with it
+            self._telemetry.call_not_kept(function.identity, error)
+            return ""
+        return "" if text is None else self._sealer.seal_call(text, function.options.namespace, request.target.key)
 
     def count(self, target: Target, fill: Fill, *, stored: bool) -> Stored:
         """Count a fill that was answered, and say what it came to."""
@@ -195,7 +213,7 @@ class Filling:
         for target, ticket, payload, value in zip(targets, tickets, payloads, values, strict=True):
             if ticket is None:
                 raise UnavailableError("Redis drops tokens as soon as they are made: it is out of memory")
-            packed = pack_entry(unique(), ticket.tokens, Facts(target.tags, process_name()), payload)
+            packed = pack_entry(unique(), ticket.tokens, Facts(target.tags, process_name(), "set"), payload)
             puts.append(Put(target.keys, packed, self.ttl_ms(target, value), self._token_ms))
         yield Ask(Batch(tuple(puts)), any(len(payload) >= settings.bulk_bytes for payload in payloads))
 

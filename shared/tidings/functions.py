@@ -8,6 +8,7 @@ hit itself.
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -51,7 +52,9 @@ class CachedFunction(Described[P, R]):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return await self.uncached(*args, **kwargs)
         if cache.scopes.open and cache.scopes.rule() is not None:
-            request = self._request(self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs))
+            request = self._request(
+                self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs), args, kwargs
+            )
             return await cache.reader().read(request)  # type: ignore[no-any-return]
         known_of, known = self._known
         try:
@@ -80,18 +83,18 @@ class CachedFunction(Described[P, R]):
                 values = await reader.store.read(wanted.keys, bulk=wanted.bulk)
             except UnavailableError as error:
                 reader.missed(wanted, error)
-                request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+                request = self._request(wanted, partial(self.uncached, *args, **kwargs), args, kwargs)
                 return await reader.read_without(request)  # type: ignore[no-any-return]
             found: Any = reader.reading.hit(wanted, self._codec or self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found
-        request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+        request = self._request(wanted, partial(self.uncached, *args, **kwargs), args, kwargs)
         return await reader.read(request, looked)  # type: ignore[no-any-return]
 
     async def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function now and keep its result, whatever is cached. Cancelling this does not cancel the load."""
-        request = self.request(partial(self.uncached, *args, **kwargs), *args, **kwargs)
+        request = replace(self.request(partial(self.uncached, *args, **kwargs), *args, **kwargs), how="refresh")
         return cast("R", await self._cache().reader().refresh(request))
 
     async def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -130,7 +133,9 @@ class CachedSyncFunction(Described[P, R]):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return self.uncached(*args, **kwargs)
         if cache.scopes.open and cache.scopes.rule() is not None:
-            request = self._request(self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs))
+            request = self._request(
+                self.target(cache, args, kwargs), partial(self.uncached, *args, **kwargs), args, kwargs
+            )
             return cache.sync.reader.read(request)  # type: ignore[no-any-return]
         known_of, known = self._known
         try:
@@ -159,18 +164,18 @@ class CachedSyncFunction(Described[P, R]):
                 values = reader.store.read(wanted.keys)
             except UnavailableError as error:
                 reader.missed(wanted, error)
-                request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+                request = self._request(wanted, partial(self.uncached, *args, **kwargs), args, kwargs)
                 return reader.read_without(request)  # type: ignore[no-any-return]
             found: Any = reader.reading.hit(wanted, self._codec or self.codec, values)
             if type(found) is not Looked:
                 return found  # type: ignore[no-any-return]
             looked = found
-        request = self._request(wanted, partial(self.uncached, *args, **kwargs))
+        request = self._request(wanted, partial(self.uncached, *args, **kwargs), args, kwargs)
         return reader.read(request, looked)  # type: ignore[no-any-return]
 
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """See `CachedFunction.refresh`."""
-        request = self.request(partial(self.uncached, *args, **kwargs), *args, **kwargs)
+        request = replace(self.request(partial(self.uncached, *args, **kwargs), *args, **kwargs), how="refresh")
         return cast("R", self._cache().sync.reader.refresh(request))
 
     def invalidate(self, /, *args: P.args, **kwargs: P.kwargs) -> None:

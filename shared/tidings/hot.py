@@ -16,9 +16,9 @@ from random import random
 from typing import Any
 
 from .breaker import is_answer
-from .calls import encode_call, why_not_importable
+from .calls import call_text, split_call, why_not_importable
 from .described import Described
-from .errors import DecodeError, TidingsError, UnavailableError
+from .errors import DecodeError, UnavailableError
 from .forks import in_child
 from .keys import Keyspace
 from .operations import Batch, NoteCalls
@@ -33,9 +33,8 @@ WINDOW_SECONDS = 600
 CALLS_KEPT = 1000
 #: Between two exchanges of one process, at least.
 FLUSH_SECONDS = 5.0
-#: Calls that a process gathers for one exchange, and how long the text of one may be.
+#: Calls that a process gathers for one exchange.
 MOST_GATHERED = 500
-LONGEST_CALL = 1000
 #: Calls that become text and are sent together: reads wait meanwhile, some 15 us for each.
 _SENT_AT_ONCE = 50
 #: How many reads are noted between two questions whether it is time to send, at most.
@@ -183,26 +182,20 @@ class HotCalls:
     def _text(self, function: Described[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Return a call as text, unless it cannot travel or is too long."""
         try:
-            text = f"{function.identity} {encode_call(function, args, kwargs)}"
-        except TidingsError:
-            return None
+            return call_text(function, args, kwargs)
         except Exception as error:  # noqa: BLE001 of the service's own classes; the read has nothing to do with it
             if function.identity not in self._said:
                 self._said.add(function.identity)
                 log.warning("hot_call_failed", function=function.identity, exc_info=error)
             return None
-        return text if len(text) <= LONGEST_CALL else None
 
 
 def parsed(member: bytes) -> tuple[str, str]:
     """Return the function's identity and the arguments' text of a noted call. Raises DecodeError for anything else."""
     try:
-        identity, space, arguments = member.decode().partition(" ")
+        return split_call(member.decode())
     except UnicodeDecodeError:
         raise DecodeError("a noted call is not UTF-8") from None
-    if not space:
-        raise DecodeError("a noted call is a function's name and its arguments")
-    return identity, arguments
 
 
 def window_at(now: float) -> tuple[int, float]:

@@ -1,13 +1,9 @@
-"""What an invalidation is made of: names of tokens, why, and fresh values for them. Pure.
-
-A *cause* says why, in one line: ``event:{id} rule:{name}`` when the worker does it, ``call:{method} {host}:{pid}`` when
-a service does. It is kept in the token and in the invalidation log, which is what makes "why is this entry gone"
-answerable.
-"""
+"""What an invalidation is made of: names of tokens, why (see `causes`), and fresh values for them. Pure."""
 
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
+from .causes import by_call
 from .errors import ConfigurationError
 from .keys import ALL, EventStream, Keyspace, namespace_token, tag_token
 from .layout import pack_vacancy, unique
@@ -28,7 +24,7 @@ def direct(
         if isinstance(given, str):
             raise ConfigurationError(f"{method}: {given!r} is one string where a list of them belongs")
     names = [*map(namespace_token, namespaces), *map(tag_token, tags), *([ALL] if everything else [])]
-    return dict.fromkeys(names, f"call:{method} {process_name()}")
+    return dict.fromkeys(names, by_call(method, process_name()))
 
 
 def invalidation(
@@ -40,10 +36,12 @@ def invalidation(
     events: str = "",
     stream: EventStream | None = None,
     patterns: tuple[str, ...] = (),
+    why: str = "",
 ) -> Invalidate:
     """Return the operation that gives the tokens in `causes` new values and the entries new lineages.
 
-    `events` are ids of entries of `stream` (None: the plain one) that are applied by this; see `Invalidate`.
+    `why` is the cause of what happens to the entries, or to those that match the patterns. `events` are ids of entries
+    of `stream` (None: the plain one) that are applied by this; see `Invalidate`.
     """
     return Invalidate(
         causes,
@@ -57,6 +55,7 @@ def invalidation(
         (stream or keys.stream()).applied,
         events,
         patterns,
+        why,
     )
 
 
@@ -74,6 +73,7 @@ def by_pattern(keys: Keyspace, settings: Settings, glob: str, namespace: str | N
             yield Ask(Drop(tuple(found)))
         if cursor == 0:
             break
-    told = invalidation(keys, settings, {}, patterns=(pattern,))
+    why = by_call("invalidate_pattern", process_name())
+    told = invalidation(keys, settings, {}, patterns=(pattern,), why=why)
     yield Ask(told)
     return told

@@ -90,10 +90,15 @@ class Born:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an entry says of itself beyond what the fence needs: its tags, and who loaded it."""
+    """What an entry says of itself beyond what the fence needs: for people, and for whoever has only the entry."""
 
     tags: tuple[str, ...]
+    #: the process that filled it
     by: str
+    #: why it did: for a "read", as a "warm", a "refresh", or a "set" by hand
+    how: str = "read"
+    #: the call whose result it is, see `calls.call_text`; sealed where the value is encrypted, empty where it has none
+    call: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,8 @@ def pack_entry(
     grace_ms: int = 0,
 ) -> Packed:
     """Return what to store for a value loaded under this lineage and these tokens; times as in `Born`."""
-    text = json.dumps({"tags": facts.tags, "by": facts.by}, separators=(",", ":")).encode()
+    told = {"tags": facts.tags, "by": facts.by, "how": facts.how, "call": facts.call}
+    text = json.dumps(told, separators=(",", ":")).encode()
     times = _BORN.pack(seen_us, load_us, grace_ms, len(text))
     return Packed((KEPT if grace_ms else ENTRY) + lineage, tokens, b"".join((times, text, payload)))
 
@@ -154,7 +160,7 @@ def facts_of(entry: bytes | None) -> Facts | None:
     try:
         fields = json.loads(text)
         tags = tuple(fields["tags"])
-        facts = Facts(tags, str(fields["by"]))
+        facts = Facts(tags, str(fields["by"]), str(fields.get("how", "")), str(fields.get("call", "")))
         "".join(tags).encode()
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -44,9 +44,9 @@ class Invalidate:
 
     `causes` maps each token's name to why; `entries` maps entry keys to fresh vacancies; `token_key` and the log's key
     come from the keyspace. The log's entry is ``prev`` (the id before it, so that a gap shows) and ``what``, JSON:
-    ``{"tokens": {name: cause}, "entries": [key]}``, and ``"patterns": [glob]`` where a scan has been made. `events` are
-    the ids of the stream entries that are applied by this, in the form of `publisher.covers`; receipts hear of them in
-    the stream `applied`.
+    ``{"tokens": {name: cause}, "entries": [key]}``, and ``"patterns": [glob]`` where a scan has been made; ``"why"`` is
+    the cause of what is no token's. `events` are the ids of the stream entries that are applied by this, in the form of
+    `publisher.covers`; receipts hear of them in the stream `applied`.
     """
 
     causes: Mapping[str, str]
@@ -60,6 +60,7 @@ class Invalidate:
     applied: str
     events: str = ""
     patterns: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def what(self) -> str:
@@ -69,6 +70,8 @@ class Invalidate:
         told: dict[str, Any] = {"tokens": dict(self.causes), "entries": list(self.entries)}
         if self.patterns:
             told["patterns"] = list(self.patterns)
+        if self.why:
+            told["why"] = self.why
         return json.dumps(told, separators=(",", ":"))
 
     @property

@@ -13,7 +13,7 @@ but no key. Form, key id and the entry's full key are authenticated with it, so 
 prefix, version or namespace. Plaintext is refused there, even where it would decode: a namespace that gets its first
 key starts with misses.
 
-**What it does not hide**: keys, tags and namespaces, when and by whom an entry was loaded (its facts stand in clear),
+**What it does not hide**: keys, tags and namespaces, when and by whom an entry was loaded (these facts stand in clear),
 tokens, lifetimes, the size of a value. With compression the size depends on the content: where one value holds a secret
 beside text that an attacker may choose, sizes tell about the secret; do not compress there. Whoever can write to Redis
 can still delete entries, or put an earlier value of an entry back under the same key.
@@ -49,6 +49,9 @@ SEALED = frozenset((COMPRESSED, ENCRYPTED))
 
 #: Stands for every namespace that has no keys of its own.
 EVERY_OTHER = "*"
+
+#: Stands behind an entry's key where its call is encrypted: neither can be put in the other's place.
+_CALL = "\0call"
 
 _ID_BYTES = 4
 _NONCE_BYTES = 12
@@ -128,6 +131,21 @@ class Sealer:
         elif data[:1] == ENCRYPTED:
             raise DecodeError(f"an encrypted value in the namespace {namespace}, which has no keys here")
         return self._decompress(data) if data[:1] == COMPRESSED else data
+
+    def seal_call(self, text: str, namespace: str, key: str) -> str:
+        """Return the text of a call as it may stand among an entry's facts: encrypted where the namespace has keys."""
+        if not self.encrypts(namespace):
+            return text
+        return base64.b64encode(self.seal(text.encode(), namespace, key + _CALL)).decode("ascii")
+
+    def unseal_call(self, sealed: str, namespace: str, key: str) -> str:
+        """Return the text of a call that was sealed for this entry. Raises DecodeError for what was not."""
+        if not self.encrypts(namespace):
+            return sealed
+        try:
+            return self.unseal(base64.b64decode(sealed), namespace, key + _CALL).decode()
+        except ValueError:  # binascii's error and UnicodeDecodeError are of this kind
+            raise DecodeError("the call of an entry that was not sealed for it, or was changed") from None
 
     def _decrypt(self, data: bytes, ring: _Ring, key: str) -> bytes:
         header, body = data[:_HEADER_BYTES], _HEADER_BYTES + _NONCE_BYTES

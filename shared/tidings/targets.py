@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .entries import Look, Places
 from .errors import ConfigurationError
@@ -12,6 +12,9 @@ from .layout import MAX_TAGS
 from .local import Slot
 from .policy import Policy
 from .telemetry import Counts
+
+if TYPE_CHECKING:
+    from .described import Described
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +101,7 @@ class Request:
     load: Any
     codec: Any
     result_tags: Any = None
+    #: the cached function with the arguments that it is called with; None: it is no cached function's
+    call: "tuple[Described[Any, Any], tuple[Any, ...], dict[str, Any]] | None" = None
+    #: why it is made: see `layout.Facts`
+    how: str = "read"

@@ -26,6 +26,7 @@
 | ``after_dead_lettered`` | warning | ``ref``, ``reason`` | an event is a dead letter: reads `after` it load |
 | ``hot_calls_refused`` | warning | ``error`` | Redis does not take which calls are read most; said once until it does |
 | ``hot_call_failed`` | warning | ``function`` | arguments could not be written as text; said once a function |
+| ``call_not_kept`` | warning | ``function`` | arguments could not be written as text beside the value; said once |
 
 Counters are kept by namespace, see `Counts`.
 """
@@ -267,6 +268,12 @@ class Telemetry:
         if function not in self._said:
             self._said.add(function)
             log.warning("value_too_large", function=function, bytes=size, limit=limit)
+
+    def call_not_kept(self, function: str, error: Exception) -> None:
+        """Say once for each function that arguments raised when they were made into text."""
+        if function not in self._said:
+            self._said.add(function)
+            log.warning("call_not_kept", function=function, exc_info=error)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return sums by namespace, and in each under ``functions`` the same for each function."""

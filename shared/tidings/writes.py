@@ -7,7 +7,7 @@ it is found out before; from the commit on, nothing that happens to the caller k
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ class Warm:
             return None
         load = partial(reader.uncached, *args, **kwargs)
         in_thread = not blocking and isinstance(reader, CachedSyncFunction)
-        return reader.request(partial(asyncio.to_thread, load) if in_thread else load, *args, **kwargs)
+        request = reader.request(partial(asyncio.to_thread, load) if in_thread else load, *args, **kwargs)
+        return replace(request, how="warm")
 
 
 @dataclass(frozen=True, slots=True)

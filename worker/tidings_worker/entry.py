@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ class Entry:
         load = partial(function.uncached, *args, **kwargs)
         if isinstance(function, CachedSyncFunction):
             load = partial(asyncio.to_thread, load)
-        self._request = function.request(load, *args, **kwargs)
+        self._request = replace(function.request(load, *args, **kwargs), how="warm")
         self._reader = function.cache.reader()
         self._lives = self._reader.reading.filling.ttl_ms(self._request.target, ...) / 1000
         self._fresh_at = 0.0

@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidings import Envelope
+from tidings.causes import by_event, by_rule
 from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError
 from tidings.hot import CALLS_KEPT
 from tidings.keys import ALL, check_namespace, namespace_token, tag_token
 
 from .calls import check_importable, encode_call
-
-#: An event's id is anybody's text, and a cause is kept in every token: this much of it is enough.
-_ID_LENGTH = 100
 
 
 @dataclass(frozen=True, init=False)
@@ -172,7 +170,7 @@ class Draft:
             if isinstance(item, Invalidate):
                 for name in item.token_names():
                     if name not in self._causes:  # as most of a batch are, and no text need be made for those
-                        self._causes[name] = f"event:{envelope.id[:_ID_LENGTH]} rule:{rule}"
+                        self._causes[name] = by_rule(by_event(envelope.id, envelope.stream_id), rule)
             elif isinstance(item, Warm):
                 self._warms.append(item)
                 self.askers[item.name] = envelope.stream_id

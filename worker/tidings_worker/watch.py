@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 
 from tidings import Cache
+from tidings.causes import by_loss
 from tidings.keys import ALL
 
 from .continuity import Histories, Loss, Position, carried_on, losses
@@ -131,7 +132,7 @@ class Watch:
     async def _make_up(self, stream: str, found: Sequence[Loss]) -> None:
         """Invalidate everything, and say why."""
         reasons = "; ".join(loss.text for loss in found)
-        await self._cache.invalidate_tokens({ALL: f"lost:{','.join(loss.code for loss in found)} {stream}".strip()})
+        await self._cache.invalidate_tokens({ALL: by_loss([loss.code for loss in found], stream)})
         log.error("events_lost", stream=stream or "every stream", reason=reasons, done="everything is invalidated")
         for loss in found:
             self._on_loss(loss)

@@ -56,8 +56,8 @@ class Cache:
         self.sync = SyncCache(shared, self)
         self._readers: WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = WeakKeyDictionary()
         self._last: tuple[asyncio.AbstractEventLoop, Reader] | None = None
-        if shared.tail is not None:  # its thread would keep it alive, and itself, when this is dropped unclosed
-            finalize(self, shared.tail.leave).atexit = False
+        if shared.tail is not None:  # the threads would keep it alive, and themselves, when this is dropped unclosed
+            finalize(self, shared.leave).atexit = False
 
     # The read side
 
@@ -245,7 +245,7 @@ class Cache:
 
     def reset_stats(self) -> None:
         """Start this process's counters again at zero."""
-        self.telemetry.reset()
+        self._shared.reporter.reset()
 
     async def aclose(self, *, drain_timeout: float | None = None) -> None:
         """Wait for the loads in flight on this event loop, then close its connections, and those of `sync`.

@@ -133,11 +133,11 @@ def _script(script: Script, key: str | bytes, *arguments: str | bytes | int, opt
 
 
 def _plain(operation: Operation[T]) -> Program[T]:
-    """Send commands whose key comes first, as it does in most."""
+    """Send commands whose key comes first, as it does in most, or scripts of one key."""
     wanted = []
     for command in operation.commands:
-        name, key, *_ = command
-        if not isinstance(name, str) or not isinstance(key, str):
+        key = command[2] if isinstance(command[0], Script) else command[1]
+        if not isinstance(key, str):
             raise NotImplementedError(type(operation).__name__)
         wanted.append(To(key, command))
     replies = yield wanted
@@ -287,7 +287,7 @@ def _invalidate(told: Invalidate) -> Program[int]:
 
 
 def _log(told: Invalidate, what: str, notice: str = "") -> To:
-    return _script(LOG, told.log, 2 * told.log_length, what, notice)  # notices are half of it
+    return _script(LOG, told.log, 2 * told.log_length, what, notice, encode_cause(told.why))  # notices are half of it
 
 
 def _drop(drop: Drop) -> Program[int]:

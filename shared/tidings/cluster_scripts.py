@@ -103,15 +103,16 @@ logged = redis.call('XADD', KEYS[1], '*', 'prev', '0-0', 'what', '{{"tokens":{{}
 return {{logged, now}}
 """)
 
-# Key: log. Arguments: length, what it says, and for a notice the tokens that are about to be invalidated, or ''. Gives
-# the time of the entry, which is behind that of the one before it.
+# Key: log. Arguments: length, what it says, for a notice the tokens that are about to be invalidated, or '', and the
+# cause of what is no token's, or ''. Gives the time of the entry, which is behind that of the one before it.
 LOG = Script.of(f"""
 {NOW}
 {LAST}
 local logged, at = last_of(KEYS[1])
 local stamp = digits(math.max(tonumber(now), at + 1))
 local entry = {{'prev', logged == '' and '0-0' or logged, 'what', ARGV[2], 'at', stamp}}
-if ARGV[3] ~= '' then entry[7] = 'notice' entry[8] = ARGV[3] end
+if ARGV[3] ~= '' then entry[7], entry[8] = 'notice', ARGV[3] end
+if ARGV[4] ~= '' then entry[#entry + 1] = 'why' entry[#entry + 1] = ARGV[4] end
 redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(entry))
 return stamp
 """)

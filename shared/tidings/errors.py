@@ -9,6 +9,7 @@ TidingsError
 │   ├── EncodeError               a value that would not come back as it was
 │   ├── DecodeError               bytes that are not a value of the expected type (on a read: a miss)
 │   ├── EventError                data that is no valid event
+│   │   └── IgnoredEventError     ... and need not be: a tombstone, a heartbeat
 │   └── DeadLetteredError         the event was set aside: its receipt cannot be applied any more
 └── TransientError                trying again may help
     ├── UnavailableError          Redis did not answer, or refused for now
@@ -55,6 +56,18 @@ class DecodeError(PermanentError):
 
 class EventError(PermanentError):
     """Data that does not make a valid event; nothing was written."""
+
+
+class IgnoredEventError(EventError):
+    """An entry that says nothing of what changed, like a tombstone: to be acknowledged, and no dead letter.
+
+    `kind` is one of few words, for counting: ``tombstone``, ``snapshot_read``, ``heartbeat``, ``transaction``,
+    ``schema_change`` or ``message``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"nothing that a rule is for: {kind}")
+        self.kind = kind
 
 
 class DeadLetteredError(PermanentError):

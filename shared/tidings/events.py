@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from .envelopes import MAX_EVENT_BYTES, Envelope, from_fields, shorten
-from .errors import ConfigurationError, DuplicateEventTypeError, EventError
+from .decoding import from_fields
+from .envelopes import MAX_EVENT_BYTES, Envelope, shorten
+from .errors import ConfigurationError, DuplicateEventTypeError, EventError, IgnoredEventError
 from .keys import qualified
 from .tracing import tracing
 
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_EVENT_BYTES",
     "Envelope",
     "Event",
+    "IgnoredEventError",
     "UntypedEvent",
     "class_of",
     "from_fields",

@@ -153,9 +153,23 @@ class Keyspace:
         """A hash of what the workers have done since it was made."""
         return self._word("events:counts")
 
+    @property
+    def journal(self) -> str:
+        """The stream in which workers tell what each event did, while somebody reads it."""
+        return self._word("events:journal")
+
+    @property
+    def journal_read(self) -> str:
+        """The key that is there while somebody reads the journal."""
+        return self._word("events:journal:read")
+
     def hot(self, namespace: str, window: int) -> str:
         """Return the key of a sorted set: calls of a namespace that were read in one stretch of time, by samples."""
         return self._word(f"hot:{namespace}:{window}")
+
+    def stats(self, window: int) -> str:
+        """Return the key of a hash: what all processes have counted of their reads in one stretch of time."""
+        return self._word(f"stats:{window}")
 
     @property
     def failing(self) -> str:

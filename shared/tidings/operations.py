@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .layout import encode_cause
-from .scripts import INVALIDATE, Script
+from .scripts import ADD_COUNTS, INVALIDATE, Script
 
 #: Entries kept in the stream of applied events, about: a receipt that falls behind further asks after its event
 #: instead.
@@ -44,9 +44,9 @@ class Invalidate:
 
     `causes` maps each token's name to why; `entries` maps entry keys to fresh vacancies; `token_key` and the log's key
     come from the keyspace. The log's entry is ``prev`` (the id before it, so that a gap shows) and ``what``, JSON:
-    ``{"tokens": {name: cause}, "entries": [key]}``, and ``"patterns": [glob]`` where a scan has been made; ``"why"`` is
-    the cause of what is no token's. `events` are the ids of the stream entries that are applied by this, in the form of
-    `publisher.covers`; receipts hear of them in the stream `applied`.
+    ``{"tokens": {name: cause}, "entries": [key]}``, and ``"patterns": [glob]`` where a scan has been made; beside it
+    ``why`` is the cause of what is no token's. `events` are the ids of the stream entries that are applied by this, in
+    the form of `publisher.covers`; receipts hear of them in the stream `applied`.
     """
 
     causes: Mapping[str, str]
@@ -70,8 +70,6 @@ class Invalidate:
         told: dict[str, Any] = {"tokens": dict(self.causes), "entries": list(self.entries)}
         if self.patterns:
             told["patterns"] = list(self.patterns)
-        if self.why:
-            told["why"] = self.why
         return json.dumps(told, separators=(",", ":"))
 
     @property
@@ -82,7 +80,8 @@ class Invalidate:
         pairs = (part for pair in zip(self.uniques, causes, strict=True) for part in pair)
         counts = (len(self.token_keys), len(self.entries), self.token_ms, self.vacancy_ms, self.log_length)
         word = (APPLIED_LENGTH, self.events)
-        return ((INVALIDATE, len(keys), *keys, *counts, self.what, *word, *pairs, *self.entries.values()),)
+        why = encode_cause(self.why)
+        return ((INVALIDATE, len(keys), *keys, *counts, self.what, *word, why, *pairs, *self.entries.values()),)
 
     def parse(self, replies: Sequence[Any]) -> int:
         """Return how many of `entries` held a value."""
@@ -200,6 +199,30 @@ class ReadCalls:
         if flat and isinstance(flat[0], list):
             flat = [part for pair in flat for part in pair]
         return {call: float(count) for call, count in zip(flat[::2], flat[1::2], strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class AddCounts:
+    """Add amounts to fields of a hash, once: what a sender has sent under a number is not added again under it.
+
+    `sender` is a field, too. A sender counts up, and goes on only when it knows what has become of the number before.
+    """
+
+    key: str
+    sender: str
+    number: int
+    amounts: Mapping[str, int]
+    keep_ms: int
+
+    @property
+    def commands(self) -> Sequence[Command]:
+        """One script."""
+        pairs = (part for pair in self.amounts.items() for part in pair)
+        return ((ADD_COUNTS, 1, self.key, self.sender, self.number, self.keep_ms, *pairs),)
+
+    def parse(self, replies: Sequence[Any]) -> bool:
+        """Say whether they were added now, and not before."""
+        return bool(replies[0])
 
 
 @dataclass(frozen=True, slots=True)

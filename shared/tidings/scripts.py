@@ -180,7 +180,7 @@ RELEASE = Script.of(f"{_END_LEASE} end_lease(KEYS[1], KEYS[2], ARGV[1], ARGV[2])
 INVALIDATE = Script.of(f"""
 {NOW}
 {LAST}
-local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 9, 0
+local tokens, entries, value, live = tonumber(ARGV[1]), tonumber(ARGV[2]), 10, 0
 local log, applied = KEYS[#KEYS - 1], KEYS[#KEYS]
 local logged, at = last_of(log)
 local stamp = digits(math.max(tonumber(now), at + 1))
@@ -199,7 +199,9 @@ for i = tokens + 1, tokens + entries do
 end
 if ARGV[6] ~= '' then
   local previous = logged == '' and '0-0' or logged
-  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', 'prev', previous, 'what', ARGV[6], 'at', stamp)
+  local entry = {{'prev', previous, 'what', ARGV[6], 'at', stamp}}
+  if ARGV[9] ~= '' then entry[7], entry[8] = 'why', ARGV[9] end
+  redis.call('XADD', log, 'MAXLEN', '~', ARGV[5], '*', unpack(entry))
 end
 if ARGV[8] ~= '' then redis.call('XADD', applied, 'MAXLEN', '~', ARGV[7], '*', 'ids', ARGV[8], 'dead', '') end
 return live
@@ -210,4 +212,16 @@ PUT = Script.of(f"""
 {NOW}
 redis.call('SET', KEYS[1], ARGV[1] .. now .. ARGV[2], 'PX', ARGV[3])
 for i = 2, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4], 'GT') end
+""")
+
+# Key: hash. Arguments: sender, its number, keep ms, and fields and amounts in turn.
+#
+# A field that holds no number is nobody's counter, and stays as it is. The number is written first: where there is no
+# memory that fails, and nothing is added.
+ADD_COUNTS = Script.of("""
+if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0) >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+for i = 4, #ARGV, 2 do redis.pcall('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
 """)

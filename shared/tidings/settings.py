@@ -104,6 +104,11 @@ class Settings(BaseSettings):
     hot_sample: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         default=0.01, description="fraction of reads that are noted, for Warm.hot to find what is read most; 0: none"
     )
+    report_interval: Duration = Field(
+        default=10,
+        ge=0,
+        description="seconds after which a process adds what it has counted to what `tidings stats` shows; 0: never",
+    )
     local_max_entries: Size = Field(default=10_000, gt=0, description="entries that the local tier holds at most")
     local_max_bytes: Size = Field(default=64 * 1024 * 1024, gt=0, description="encoded bytes in the local tier at most")
     outage_ttl: Duration = Field(
@@ -159,6 +164,7 @@ class CacheOptions(TypedDict, total=False):
     lease_ttl: float
     max_refreshes: int
     hot_sample: float
+    report_interval: float
     local_max_entries: int
     local_max_bytes: int
     outage_ttl: float

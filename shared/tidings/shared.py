@@ -19,6 +19,7 @@ from .link import ClosedError
 from .local import LocalTier, clock
 from .memory import Memory, MemoryStore, SyncMemoryStore
 from .operations import Append, Batch, Invalidate, Operation, Ping
+from .reporting import Reporter
 from .sealing import Sealer
 from .servers import is_cluster, sync_servers
 from .settings import Settings, redact
@@ -52,6 +53,14 @@ class Shared:
         )
         #: which calls are read most; where there is no server, nobody warms them
         self.hot = HotCalls(self.keys, settings.hot_sample if self.memory is None else 0)
+        #: what is counted here, for others to see; where there is no server, there is nobody else
+        self.reporter = Reporter(
+            self.telemetry,
+            self.keys,
+            self.sync_store,
+            settings.report_interval if self.memory is None else 0,
+            there=lambda: self.breaker.closed,
+        )
         self.tail: Tail | None = None
         self._tail_lost = False
         self._tier_used = False
@@ -83,7 +92,9 @@ class Shared:
         return SyncRedisStore.connect(self.settings)
 
     def target(self, call: Call) -> Target:
-        """Return where everything of a call is."""
+        """Return where everything of a call is. The first time, begin to report what is counted."""
+        if self.reporter.idle:
+            self.reporter.start()
         made = target(call, self.keys, self.telemetry.of(call.namespace, call.label))
         # Where values are encrypted, what decodes without a key is not ours.
         made.plain = made.plain and not self.sealer.encrypts(call.namespace)
@@ -160,11 +171,14 @@ class Shared:
         """Take note of one that went through: Redis is there, and if it wrote, it takes what is written."""
         if self._cluster is None:  # else it says nothing of the node that every read needs
             self.breaker.succeeded()
+        if self.reporter.idle and _reads(operation):  # in a forked child, or after `stop`
+            self.reporter.start()
         if self.telemetry.refusing and _writes(operation):
             self.telemetry.accepted()
 
     def stop(self) -> None:
-        """End the threads; the tail begins again when it is needed."""
+        """End the threads, which begin again when they are needed, and report what is left."""
+        self.reporter.stop()  # first: the breaker says whether Redis is there
         self.breaker.stop()
         if self.tail is not None:
             self.tail.stop()
@@ -172,6 +186,12 @@ class Shared:
             self._prober.close()
         if self._cluster is not None:
             self._cluster.stop()
+
+    def leave(self) -> None:
+        """End the threads soon, for ever, and wait for nothing: the cache was dropped without having been closed."""
+        self.reporter.leave()
+        if self.tail is not None:
+            self.tail.leave()
 
     def _probe(self) -> None:
         if self._cluster is not None:

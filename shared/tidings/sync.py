@@ -164,7 +164,7 @@ class SyncCache:
 
     def reset_stats(self) -> None:
         """See `Cache.reset_stats`."""
-        self._shared.telemetry.reset()
+        self._shared.reporter.reset()
 
     def close(self, *, drain_timeout: float | None = None) -> None:
         """Wait for what runs in the background, then close all connections; the next call opens new ones."""

@@ -25,6 +25,7 @@
 | ``after_applied`` | info | ``ref`` | a later one was |
 | ``after_dead_lettered`` | warning | ``ref``, ``reason`` | an event is a dead letter: reads `after` it load |
 | ``hot_calls_refused`` | warning | ``error`` | Redis does not take which calls are read most; said once until it does |
+| ``counts_refused`` | warning | ``error`` | Redis does not take what `reporting` sends; said once until it does |
 | ``hot_call_failed`` | warning | ``function`` | arguments could not be written as text; said once a function |
 | ``call_not_kept`` | warning | ``function`` | arguments could not be written as text beside the value; said once |
 
@@ -176,14 +177,14 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Add the other's counters to these."""
-        for name in _COUNTERS:
+        for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.load_us.merge(other.load_us)
         self.age_s.merge(other.age_s)
 
     def reset(self) -> None:
         """Start again at zero."""
-        for name in _COUNTERS:
+        for name in COUNTERS:
             setattr(self, name, 0)
         self.sample_at = -1
         self.load_us.reset()
@@ -194,14 +195,15 @@ class Counts:
         served = self.local_hits + self.hits + self.stale
         reads = self.local_hits + self.hits + self.misses + self.invalidated  # stale are some of the last two
         return {
-            **{name: getattr(self, name) for name in _COUNTERS},
+            **{name: getattr(self, name) for name in COUNTERS},
             "hit_rate": round(served / reads, 4) if reads else None,
             "load_ms": {f"p{p}": self.load_us.quantile(p / 100) / 1000 for p in (50, 99)},
             "age_at_hit_s": {f"p{p}": self.age_s.quantile(p / 100) for p in (50, 99)},
         }
 
 
-_COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int and f.name != "sample_at")
+#: The names of the counters, without what is no counter.
+COUNTERS = tuple(f.name for f in fields(Counts) if f.type is int and f.name != "sample_at")
 
 #: So many reads that hardly one is noted, and still a number that the interpreter compares fast.
 NEVER = 2**29
@@ -274,6 +276,10 @@ class Telemetry:
         if function not in self._said:
             self._said.add(function)
             log.warning("call_not_kept", function=function, exc_info=error)
+
+    def all(self) -> list[tuple[str, Counts]]:
+        """Return all counters, each with its namespace; takes no lock, for a child that has just been forked."""
+        return [(namespace, counts) for (namespace, _), counts in self._counts.copy().items()]
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return sums by namespace, and in each under ``functions`` the same for each function."""

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from tidings import Cache
+from tidings.reporting import WINDOW_SECONDS, window_at
 
 RULES = """
 from tidings import Event
@@ -334,7 +336,9 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
 
     shown = shell.run("stats", "--json", TIDINGS_URL=url)
     assert (shown.code, shown.err) == (0, "")
-    assert json.loads(shown.out) == {
+    found = json.loads(shown.out)
+    assert {span: one["namespaces"] for span, one in found.pop("reads").items()} == {"5m": {}, "1h": {}}
+    assert found == {
         "server": url,
         "events": 3,
         "groups": [{"stream": "events", "name": "tidings", "lag": 2, "pending": 1, "consumers": 1}],
@@ -351,7 +355,8 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
     for expected in (
         "events in the stream 3",
         "group tidings of events 2 to read, 1 pending, 1 consumers",
-        "entries in users 2",
+        "Nothing was reported of reads in the last",
+        "users 2 0 -",
     ):
         assert expected in words
 
@@ -361,6 +366,112 @@ def test_stats_of_an_empty_server_are_zeros(shell, url):
     assert shown.code == 0
     assert json.loads(shown.out)["events"] == 0
     assert json.loads(shown.out)["groups"] == []
+
+
+def read_and_report(address, prefix):
+    """Be three processes that read, the last of them with an invalidation and a load that fails."""
+    for reads in (8, 2):
+        with Cache(address, prefix=prefix).sync as cache:
+            for _ in range(reads):
+                cache.get_or_set("key", lambda: 1, namespace="users")
+    with Cache(address, prefix=prefix).sync as cache:
+        cache.invalidate(namespaces=["users"], tags=["user:7"])
+        cache.get_or_set("key", lambda: 1, namespace="users")
+        with pytest.raises(ZeroDivisionError):
+            cache.get_or_set("other", lambda: 1 // 0, namespace="orders")
+
+
+@pytest.fixture(scope="module")
+def reported(shell_of_module, server):
+    """What `tidings stats` says of what processes have reported."""
+    address = f"redis://127.0.0.1:{server.port}"
+    read_and_report(address, "read")
+    with redis.Redis.from_url(address) as client:
+        window, _ = window_at(client.time()[0])
+        client.hset(f"older:stats:{window - 10}", mapping={"before:hits": 7, ":host:1:ab": 1})
+        client.hset(f"older:stats:{window - 100}", mapping={"long-before:hits": 7, ":host:1:ab": 1})
+        counted = {f"{name}:hits": name for name in range(1000, 1060)}
+        client.hset(f"many:stats:{window}", mapping={**counted, ":host:1:ab": 1})
+        odd = {"[red]\x1b[2J:hits": 7, "users": 1, "users:hits": "?", ":": 1}
+        client.hset(f"odd:stats:{window}", mapping=odd)
+    arguments = {
+        "read": ("stats",),
+        "read json": ("stats", "--json"),
+        "read users": ("stats", "--namespace", "users"),
+        "read users json": ("stats", "--json", "-n", "users"),
+        "older": ("stats",),
+        "older 1h": ("stats", "--window", "1h"),
+        "older 2h": ("stats", "--window", "2h"),
+        "many": ("stats",),
+        "many all": ("stats", "--all"),
+        "odd": ("stats",),
+    }
+    commands = {name: (given, {"TIDINGS_PREFIX": name.partition(" ")[0]}) for name, given in arguments.items()}
+    return run_all(shell_of_module, server, commands)
+
+
+def test_stats_show_how_the_reads_of_all_processes_went(reported):
+    for span, least in (("5m", 300), ("1h", 3600)):
+        found = json.loads(reported["read json"].out)["reads"][span]
+        assert least <= found["seconds"] < least + WINDOW_SECONDS
+        assert found["processes"] == 3
+        assert (found["invalidations"], found["invalidations_complete"]) == (2, True)
+        assert found["loads_per_invalidation"] == 1.5
+        users, orders = found["namespaces"]["users"], found["namespaces"]["orders"]
+        names = ("reads", "hits", "misses", "invalidated", "loads", "hit_rate", "local_rate", "load_errors")
+        assert [users[name] for name in names] == [11, 9, 1, 1, 2, 0.8182, 0.0, 0]
+        assert [orders[name] for name in names] == [1, 0, 1, 0, 1, 0.0, 0.0, 1]
+        assert users["load_ms"] >= 0
+    table = reported["read"].out
+    assert "as 3 processes reported them; 2 invalidations, 1.5 loads each." in " ".join(table.split())
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line}
+    assert rows["(all)"][:7] == ["2", "12", "75.0%", "0.0%", "2", "1", "3"]
+    assert rows["users"][:7] == ["1", "11", "81.8%", "0.0%", "1", "1", "2"]
+    # A load in progress, or that failed, leaves its mark where the entry is to be.
+    assert rows["orders"] == ["1", "1", "0.0%", "0.0%", "1", "0", "1", "-", "-", "1"]
+
+
+def test_stats_of_one_namespace_have_no_other(reported):
+    found = json.loads(reported["read users json"].out)
+    assert (list(found["entries"]), list(found["reads"]["1h"]["namespaces"])) == (["users"], ["users"])
+    table = reported["read users"].out
+    assert "users" in table
+    assert "orders" not in table
+    assert "(all)" not in table
+
+
+def test_stats_show_the_window_that_was_asked_for(reported):
+    assert "before" not in reported["older"].out
+    hour = reported["older 1h"].out
+    assert "as 1 process reported them; 0 invalidations." in " ".join(hour.split())
+    assert "before" in hour
+    assert "long-before" not in hour
+    assert reported["older 2h"].code == 2
+
+
+def test_stats_show_the_namespaces_that_are_read_most(reported):
+    names = [line.split()[0] for line in reported["many"].out.splitlines() if line.startswith("10")]
+    assert names == [str(name) for name in range(1059, 1039, -1)]
+    assert "40 more namespaces: --all" in reported["many"].out
+    assert len([line for line in reported["many all"].out.splitlines() if line.startswith("10")]) == 60
+
+
+def test_stats_show_what_others_have_written_as_text(reported):
+    ran = reported["odd"]
+    assert (ran.code, ran.err) == (0, "")
+    assert "[red]\\x1b[2J" in ran.out
+
+
+def test_stats_fit_80_columns(shell, url, client):
+    window, _ = window_at(client.time()[0])
+    counted = {f"a-namespace-with-a-long-name-{number:02}:hits": 123_456_789 * number for number in range(60)}
+    ages = {"a-namespace-with-a-long-name-59:age_s": 99_999_999, "a-namespace-with-a-long-name-59:age_s:count": 1}
+    client.hset(f"stats:{window}", mapping={**counted, **ages, ":host:1:ab": 1})
+    told = shell.run("stats", TIDINGS_URL=url, COLUMNS="80")
+    assert (told.code, told.err) == (0, "")
+    assert max(map(len, told.out.splitlines())) <= 80
+    row = next(line for line in told.out.splitlines() if "7.2G" in line)
+    assert row.split()[2:] == ["7.2G", "100.0%", "0.0%", "0", "0", "0", "-", "1157d", "0"]
 
 
 # A server that is away, and the password

@@ -14,12 +14,21 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis
 from tidings import Cache, Event
+from tidings.causes import Kind
 from tidings.errors import DeadLetteredError, NotAppliedError, PublishError, UnavailableError
+from tidings.keys import ALL
 from tidings.publisher import Receipt
+from tidings_worker.explaining.asking import Servers
+from tidings_worker.explaining.explanation import State
+from tidings_worker.explaining.gathering import Answer, Subject, answer
+from tidings_worker.explaining.waiting import Place
+from tidings_worker.explaining.wording import LOSSES
+from tidings_worker.jobs import jobs_pool
 
 RULES = """
 import os
@@ -69,7 +78,7 @@ class World:
         self.workers = []
         self._shell = shell
         self._background: set[asyncio.Task] = set()
-        self.cache = Cache(url, operation_timeout=1.0)
+        self.cache = Cache(url, operation_timeout=1.0, jobs_url=settings.get("TIDINGS_JOBS_URL"))
         self.get = self.cache.cached(namespace="things", tags=["thing:{thing}"])(self._load)
 
     async def _load(self, thing: int) -> int:
@@ -228,6 +237,51 @@ class World:
         task = asyncio.ensure_future(waiting)
         self._background.add(task)
 
+    # What an operator is told
+
+    async def explain(self, thing: int, rules: str | None = None) -> Answer:
+        """Ask `tidings explain` about a thing's entry; with `rules` also which waiting events would invalidate it."""
+        namespace: dict[str, Any] = {}
+        if rules is not None:
+            exec(rules, namespace)  # noqa: S102 the text that the workers' rules module has
+        call = self.get.call_of(thing)
+        jobs = jobs_pool(self.cache.settings)
+        try:
+            subject = Subject(call.namespace, call.name, call.tags)
+            return await answer(Servers(self.cache, jobs), subject, "", namespace.get("rules"))
+        finally:
+            await jobs.aclose()
+
+    async def waiting(self, thing: int) -> dict[str, Place]:
+        """Return by stream id the events that `tidings explain` says would invalidate a thing, and where they are."""
+        found = await self.explain(thing, RULES)
+        assert found.concerning is not None
+        return {one.stream_id: one.place for one in found.concerning}
+
+    async def told_lost(self, thing: int) -> set[str]:
+        """Return what `tidings explain` says was lost when everything was invalidated; it must say so in words."""
+        found = await self.explain(thing)
+        causes = [change.cause for change in found.explanation.changes if change.what == ALL]
+        codes = {code for cause in causes if cause.kind is Kind.LOST for code in cause.codes}
+        assert codes <= LOSSES.keys()
+        return codes
+
+    async def check_explanations(self) -> None:
+        """Assert that what is read now is explained: it is served, and what came before it was a change of its own.
+
+        Or everything was invalidated, for a reason that `told_lost` gives.
+        """
+        for thing in sorted(self.truth)[:3]:
+            found = await self.explain(thing)
+            assert found.explanation.state is State.FRESH
+            assert found.explanation.complete
+            last = found.explanation.changes[-1].cause
+            assert last.kind in {Kind.EVENT, Kind.LOST}
+            event = found.events.get(last.stream_id)
+            if event is not None:
+                assert (event.type, event.data["thing"]) == ("faults.changed", thing)
+                assert last.rule.startswith("rules.changed (rules.py:")
+
     # What must hold
 
     def group(self, client: redis.Redis, stream: str = "events") -> dict:
@@ -271,6 +325,7 @@ class World:
             self.acknowledged[thing] = version  # all events are applied, so every read from now on is held to the last
             await self.read(thing)
         assert self.stale == []
+        await self.check_explanations()
         assert client.xlen("events:dead") == dead
         assert any(worker.code is None for worker in self.workers), "no worker is alive"
 

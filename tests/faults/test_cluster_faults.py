@@ -99,6 +99,11 @@ async def test_the_usual_work_on_a_cluster(new_world, cluster, url, shell, until
     assert stats["worker"]["applied"] == 10
     assert stats["entries"] == {"numbers": 10, "warmed": 10}
     assert stats["dead_letters"] == 1
+    shown = shell.run("explain", get.key(1), "--json", **variables)
+    assert (shown.code, shown.err) == (0, "")
+    told = json.loads(shown.out)
+    assert told["served"]
+    assert told["changes"][-1]["type"] == "cluster.changed"
     worker.send(2)
     assert worker.wait() == 0, worker.err
 
@@ -138,6 +143,7 @@ async def test_a_node_that_was_killed_and_comes_back_with_its_data_is_caught_up_
         recovered(time.monotonic() - began)
     await world.check(keys)
     world.check_every_change(keys)
+    assert await world.told_lost(0) == {"history"}
     assert [worker.code for worker in workers] == [None, None]
     assert 1 <= len(world.events("events_lost")) <= len(workers)
 
@@ -166,6 +172,7 @@ async def test_a_node_that_comes_back_empty_is_made_up_for(new_world, new_cluste
     await world.settle(keys)
     recovered(time.monotonic() - began)
     await world.check(keys)
+    assert await world.told_lost(0)
     assert [worker.code for worker in workers] == [None, None]
 
 
@@ -195,6 +202,7 @@ async def test_a_replica_that_is_promoted_in_place_of_the_node_with_the_stream(n
         await world.settle(keys)
         recovered(time.monotonic() - began)
     await world.check(keys)
+    assert await world.told_lost(0)
     assert [worker.code for worker in workers] == [None, None]
     assert cluster.node_of("events") is cluster.nodes[3]
 

@@ -56,6 +56,7 @@ async def test_a_primary_that_is_killed_while_events_flow(new_world, sentinels, 
         await world.settle(client)
         recovered(time.monotonic() - began, f"{len(lost_events(world, client))} events lost; recovery")
     await world.check(client)
+    assert await world.told_lost(0) == {"history"}
     assert [worker.code for worker in workers] == [None, None]
     assert 1 <= len(world.events("events_lost")) <= len(workers)
 
@@ -92,6 +93,7 @@ async def test_a_replica_that_lacks_what_was_acknowledged(new_world, sentinels, 
     assert len(lost_events(world, new)) == THINGS
     await world.settle(new)
     await world.check(new)
+    assert await world.told_lost(0) == {"history"}
     assert worker.code is None
     assert len(world.events("events_lost")) == 1
 
@@ -120,6 +122,7 @@ async def test_acks_that_are_lost_are_done_again(new_world, sentinels, recovered
     recovered(time.monotonic() - began)
     assert lost_events(world, new) == []
     await world.check(new)
+    assert await world.told_lost(0) == {"history"}
     world.check_every_change(new)
     assert worker.code is None
 
@@ -145,6 +148,7 @@ async def test_no_event_is_lost_of_publishers_that_ask_for_a_replica(new_world, 
     await world.settle(new)
     recovered(time.monotonic() - began)
     assert lost_events(world, new) == []
+    assert await world.told_lost(0) == {"history"}
     assert worker.code is None
 
 
@@ -166,6 +170,7 @@ async def test_a_primary_that_is_relieved(new_world, sentinels, recovered):
     recovered(time.monotonic() - began, f"{len(lost_events(world, new))} events lost; recovery")
     world.stale.clear()
     await world.check(new)
+    assert await world.told_lost(0) == {"history"}
     assert [worker.code for worker in workers] == [None, None]
 
 

@@ -1,6 +1,7 @@
 """The server of the jobs goes away, and the one of the events does not."""
 
 import asyncio
+import json
 import time
 
 RULES = """
@@ -40,6 +41,7 @@ async def test_a_jobs_server_that_is_away_holds_up_no_invalidation_and_its_warms
     for thing in range(1, 40):
         await world.applied(await world.change(thing), 10)
     assert world.workers[0].code is None
+    assert (await world.explain(1)).warm is None
     new_server(port=jobs.port)
     began = time.monotonic()
     loaded = world._shell.folder / "loaded"
@@ -48,4 +50,10 @@ async def test_a_jobs_server_that_is_away_holds_up_no_invalidation_and_its_warms
         await asyncio.sleep(0.02)
     recovered(time.monotonic() - began)
     await world.settle(client)
+    key = client.keys("cache:warmed:*")[0].decode()
+    shown = world._shell.run("explain", key, "--json", TIDINGS_URL=world.url, **world.settings)
+    assert (shown.code, shown.err) == (0, "")
+    told = json.loads(shown.out)
+    assert told["entry"]["how"] == "warm"
+    assert told["call"].startswith("rules:load(thing=")
     assert len(world.events("redis_away")) == len(world.events("redis_back")) == 1

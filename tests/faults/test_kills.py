@@ -7,6 +7,7 @@ import time
 
 import pytest
 import redis
+from tidings.errors import UnavailableError
 
 THINGS = 50
 
@@ -81,6 +82,8 @@ async def test_a_frozen_server_is_ridden_out(new_world, new_server, recovered, s
         await world.until_published(500)
         server._process.send_signal(signal.SIGSTOP)
         reads = world.reads
+        with pytest.raises((UnavailableError, redis.RedisError)):
+            await world.explain(0)
         await asyncio.sleep(seconds)
         assert world.reads > reads
         server._process.send_signal(signal.SIGCONT)
@@ -111,6 +114,7 @@ async def test_events_that_fail_end_in_the_dead_letters_and_no_other_does(new_wo
     assert all(b"a bug in a rule" in letter[b"reason"] for letter in letters)
     await world.check(client, dead=len(poisonous))
     world.check_every_change(client)
+    assert (await world.explain(0)).backlog.dead_letters == len(poisonous)
 
 
 @pytest.mark.parametrize(
@@ -139,3 +143,4 @@ async def test_events_that_end_their_worker_are_set_aside_and_take_no_other_with
     assert {worker.code for worker in world.workers} == {None, 66}
     await world.check(client, dead=len(poisonous))
     world.check_every_change(client)
+    assert (await world.explain(0)).backlog.dead_letters == len(poisonous)

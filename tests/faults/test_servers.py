@@ -9,6 +9,7 @@ import time
 import pytest
 import redis
 from proxy import Proxy
+from tidings.errors import UnavailableError
 
 THINGS = 50
 
@@ -53,6 +54,8 @@ async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_u
         publishing = asyncio.create_task(world.publish_many(2_000, THINGS))
         await world.until_published(700)
         server.terminate()
+        with pytest.raises((UnavailableError, redis.RedisError)):
+            await world.explain(0)
         await asyncio.sleep(seconds)
         server = await asyncio.to_thread(server_on_disk)
         began = time.monotonic()
@@ -62,6 +65,7 @@ async def test_a_server_that_was_killed_and_comes_back_with_its_data_is_caught_u
             recovered(time.monotonic() - began)
             await world.check(client)
             world.check_every_change(client)
+            assert await world.told_lost(0) == {"history"}
     assert [worker.code for worker in workers] == [None, None]
     assert 1 <= len(world.events("events_lost")) <= len(workers)
 
@@ -88,6 +92,7 @@ async def test_a_server_without_memory_that_is_given_some_loses_nothing(new_worl
             worker.send(signal.SIGCONT)
         async with world.readers(THINGS):
             publishing = asyncio.create_task(world.publish_many(500, THINGS))
+            assert changes[0][0].id in await world.waiting(0)
             await asyncio.sleep(2)
             client.config_set("maxmemory", 0)
             began = time.monotonic()
@@ -120,6 +125,8 @@ async def test_a_worker_that_is_cut_off_catches_up(new_world, url, client, recov
             await world.until_published(500)
             fault(proxy)
             await asyncio.sleep(seconds)
+            receipt, *_ = await world.change(0)
+            assert receipt.id in await world.waiting(0)
             proxy.heal()
             began = time.monotonic()
             await publishing

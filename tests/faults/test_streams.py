@@ -47,6 +47,7 @@ async def test_what_the_stream_loses_invalidates_everything_once(world, client, 
     await world.check(client)
     assert world.workers[0].code is None
     assert b"lost:" in client.get("token:all")
+    assert await world.told_lost(0) & {"group", "stream"}
 
 
 async def test_events_that_were_trimmed_before_they_were_read_invalidate_everything(world, client, recovered):
@@ -64,9 +65,12 @@ async def test_events_that_were_trimmed_before_they_were_read_invalidate_everyth
             )
         pipe.execute()
     client.xtrim("events", maxlen=100, approximate=False)
+    assert (await world.explain(0)).backlog.waiting >= 100
+    assert len(await world.waiting(0)) == 100
     began = time.monotonic()
     worker = world.start_worker()
     await world.settle(client)
     recovered(time.monotonic() - began)
     assert worker.events("events_lost")[0]["reason"].startswith("900 events were removed")
+    assert "trimmed" in await world.told_lost(0)
     await world.check(client)

@@ -218,9 +218,11 @@ def test_the_table_of_metrics_is_what_there_is():
     metrics.applied({"a": 1}, {"a": [0.1]})
     metrics.retried({"a": 1})
     metrics.dead_lettered({"a": 1})
+    metrics.ignored({"tombstone": 1})
     metrics.lost("x")
     metrics.batch(1, 0.1, tokens=1)
     metrics.warm("warmed", 0.1)
+    metrics.audited({"n": {"stale": 1}})
     metrics.redis("events", up=True)
     metrics.observe(Look({"events": StreamState(1, 1, 1, 1.0, 1.0)}, dead_letters=1, warms_queued=1))
     kinds = {}

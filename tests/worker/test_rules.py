@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -208,8 +209,9 @@ def test_a_cause_names_event_and_rule(rules):
         return Invalidate(namespaces=["stats"])
 
     causes = rules.plan(from_stream(INGESTED, id="e-17")).causes
-    assert causes["tag:package:json"] == "event:e-17 rule:rules.map('rules.ingested')"
-    assert causes["namespace:stats"].startswith("event:e-17 rule:test_rules.")
+    mapped = r"event:e-17 entry:1-1 rule:rules\.map\('rules\.ingested'\) \(test_rules\.py:\d+\)"
+    assert re.fullmatch(mapped, causes["tag:package:json"])
+    assert causes["namespace:stats"].startswith("event:e-17 entry:1-1 rule:test_rules.")
     assert "test_rules.py:" in causes["namespace:stats"]
 
 
@@ -266,8 +268,9 @@ def test_a_draft_of_many_events_has_the_first_cause_of_each_token_and_the_last_t
     for number in (1, 2, 3):
         fields = {name.encode(): value.encode() for name, value in to_fields(INGESTED, source="/test").items()}
         rules.plan_into(draft, from_fields("events", f"{number}-0", fields | {b"id": b"e-%d" % number}))
-    cause = "event:e-1 rule:rules.map('rules.ingested')"
-    assert draft.plan().causes == {"namespace:stats": cause, "tag:package:json": cause}
+    causes = draft.plan().causes
+    assert set(causes) == {"namespace:stats", "tag:package:json"}
+    assert all(cause.startswith("event:e-1 entry:1-0 rule:rules.map('rules.ingested') (") for cause in causes.values())
     assert draft.askers == {Warm(get_popular).name: "3-0"}
 
 
@@ -637,6 +640,36 @@ def test_a_function_whose_name_gives_another_when_imported_is_found_at_start(rul
         define_and_start()
 
 
+# Where rules stand, and several of them together
+
+
+def test_a_rule_says_where_it_stands_and_what_it_does(rules):
+    @rules.on("rules.placed")
+    def placed(event):
+        return None
+
+    rules.map(Ingested, tags=["package:{package}"], warm=[get_tree])
+    first, second = rules.registered
+    assert (first.event_type, first.event_class, first.invalidates) == ("rules.placed", None, None)
+    assert (second.event_type, second.event_class, second.warms) == ("rules.ingested", Ingested, (get_tree,))
+    assert [template.text for template in second.invalidates.tags] == ["package:{package}"]
+    for registered in (first, second):
+        assert registered.place.file == __file__
+        assert registered.name.endswith(f"(test_rules.py:{registered.place.line})")
+    assert "rules.map(Ingested" in Path(__file__).read_text().splitlines()[second.place.line - 1]
+
+
+def test_rules_that_include_others_do_what_all_of_them_do(rules):
+    rules.map("rules.ingested", tags=["mine"])
+    other = Rules()
+    other.map(Ingested, tags=["package:{package}"])
+    other.schedule(Warm(get_popular), minute=0)
+    rules.include(other)
+    other.map(Ingested, tags=["after"])
+    assert rules.simulate(INGESTED).tags == {"mine", "package:json"}
+    assert rules.schedules == other.schedules
+
+
 # Schedules
 
 
@@ -658,6 +691,8 @@ def test_a_schedule_is_kept_for_the_worker(rules):
         {"weekday": 7},
         {"minute": "*/5"},
         {"minute": set()},
+        {"day": 30, "month": 2},
+        {"day": {31}, "month": {4, 6, 9, 11}},
     ],
     ids=str,
 )

@@ -29,6 +29,7 @@ from .groups import Group
 from .handler import Handler
 from .health import Health, keep_beating, pages, serving
 from .jobs import JobsClient, jobs_pool, jobs_url
+from .journal import Journal
 from .keeping import WarmKeeper
 from .ledger import Ledger
 from .metrics import Metrics
@@ -36,6 +37,7 @@ from .observer import SERVERS, Observer, Watched
 from .outage import Outage, Patience, is_group_gone, is_outage
 from .queueing import WarmQueue
 from .reclaimer import Reclaimer, Upkeep
+from .reloading import Reloading, Reloads
 from .rules import Rules
 from .servers import check_settings, histories, store_of
 from .settings import WorkerSettings
@@ -53,10 +55,13 @@ _PARTS = ("consumer", "warm jobs")
 _LOOK_SECONDS = 2.0
 
 
-async def serve(rules: Rules, cache: Cache, settings: WorkerSettings, *, owns_server: bool = False) -> int:
+async def serve(
+    rules: Rules, cache: Cache, settings: WorkerSettings, *, owns_server: bool = False, reloads: Reloads | None = None
+) -> int:
     """Run a worker until SIGTERM or SIGINT; return the process's exit code. 0 only for a stop that was asked for.
 
     `owns_server`: the server ends with the worker, in an orderly way, so that its next start is no sign of a loss.
+    `reloads`: with SIGHUP the rules are read again from where `rules` came from.
 
     From the signal the process has `stop_timeout` seconds to end; then it is ended. Threads in which loads wait do not
     hold it up.
@@ -70,7 +75,8 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings, *, owns_se
     exit_code = EXIT_FAILED
     try:
         async with AsyncExitStack() as stack:
-            exit_code = await _Process(rules, cache, settings, stop, owns_server=owns_server).run(stack)
+            process = _Process(rules, cache, settings, stop, owns_server=owns_server, reloads=reloads)
+            exit_code = await process.run(stack)
     except (RedisError, OSError, TidingsError) as error:
         log.error("part_failed", part="connection", exc_info=error)
         exit_code = EXIT_FAILED
@@ -83,8 +89,18 @@ async def serve(rules: Rules, cache: Cache, settings: WorkerSettings, *, owns_se
 class _Process:
     """The parts of one worker, made and run together."""
 
-    def __init__(self, rules: Rules, cache: Cache, settings: WorkerSettings, stop: Stop, *, owns_server: bool) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        cache: Cache,
+        settings: WorkerSettings,
+        stop: Stop,
+        *,
+        owns_server: bool,
+        reloads: Reloads | None,
+    ) -> None:
         self._owns_server = owns_server
+        self._reloads = reloads
         self._rules = rules
         self._cache = cache
         self._settings = settings
@@ -132,6 +148,7 @@ class _Process:
         self, store: RedisStore | ClusterStore, pool: JobsClient, groups: Sequence[Group], watch: Watch
     ) -> None:
         cache, settings, asked, keys = self._cache, self._settings, self._stop.asked, self._cache.keys
+        journal = Journal(store, keys, self._name)
         warms = WarmWorker(
             pool,
             keys.jobs,
@@ -141,6 +158,7 @@ class _Process:
             idle=self._is_idle,
             cache=lambda: cache,
             metrics=self._metrics,
+            journal=journal,
         )
         log.info(
             "worker_started",
@@ -152,7 +170,15 @@ class _Process:
         )
         policy = RetryPolicy(settings.max_deliveries, settings.retry_delay)
         keeper = WarmKeeper(WarmQueue(pool, keys.jobs))
-        handler = Handler(cache, self._rules, keeper, policy, self._metrics)
+        handler = Handler(
+            cache,
+            self._rules,
+            keeper,
+            policy,
+            self._metrics,
+            snapshot_reads=settings.snapshot_reads,
+            journal=journal,
+        )
         for group in groups:
             self._consume(group, handler, watch, policy)
         streams = [group.stream.events for group in groups]
@@ -162,10 +188,26 @@ class _Process:
         self._start("observer", observer.run(asked, _LOOK_SECONDS))
         strays = unread.watch(store, keys, cache.settings, asked, self._patience("partitions"))
         self._start("partitions", strays)
+        self._start("journal", journal.run(asked, self._patience("journal")))
         self._start("warm jobs", warms.run(asked))
         self._start("warm keeper", keeper.run(asked, Patience("warm keeper", self._jobs_outage, asked)))
+        self._reload_with(handler, warms)
         for name in _PARTS:
             self._health.part(name, ok=True)
+
+    def _reload_with(self, handler: Handler, warms: WarmWorker) -> None:
+        """Let these parts have other rules when the process is told to read them again."""
+
+        def take(rules: Rules) -> None:
+            warms.use(rules.schedules)  # the one that may refuse
+            handler.use(rules)
+            self._metrics.rules_changed(rules.event_types)
+
+        if self._reloads is not None:
+            targets, hang_ups = self._reloads
+            hang_ups.wake(asyncio.get_running_loop())
+            reloading = Reloading(targets, hang_ups.came, self._rules, take, self._metrics)
+            self._start("reloads", reloading.run(self._stop.asked))
 
     async def _first_look(self, watch: Watch) -> bool:
         """Make the groups, and make up for what was lost while no worker ran; say whether to go on."""

@@ -2,7 +2,8 @@
 
 One bad event takes nothing from the others: what cannot be read or has failed too often is dead, what a rule has failed
 over is to be tried again. What could be done about either is part of the plan that the rest is merged into: a rule that
-fails takes nothing from the others, and to do it once more with the next try is harmless.
+fails takes nothing from the others, and to do it once more with the next try is harmless. What says nothing of a
+change, like a tombstone, is only counted.
 """
 
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidings.errors import PermanentError
-from tidings.events import Envelope, from_fields, shorten
+from tidings.events import Envelope, IgnoredEventError, from_fields, shorten
 
 from .delivery import Entry, RetryPolicy
 from .plans import Draft, Plan, merge
@@ -36,6 +37,8 @@ class Batch:
     unruled: Mapping[str, int]
     #: by the name of a warm, the stream entry that was the last to ask for it
     askers: Mapping[str, str | None]
+    #: how many entries of each kind say nothing of what changed
+    ignored: Mapping[str, int]
 
     @property
     def dead_ids(self) -> list[str]:
@@ -54,17 +57,26 @@ class Batch:
         return [stream_id for stream_id in self.delivered if stream_id not in again] if again else list(self.delivered)
 
 
-def digest(stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPolicy) -> Batch:
-    """Decode and plan every entry. Raises nothing for an entry's or a rule's sake."""
+def digest(
+    stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPolicy, *, snapshot_reads: bool = False
+) -> Batch:
+    """Decode and plan every entry. Raises nothing for an entry's or a rule's sake.
+
+    `snapshot_reads`: rows that Debezium has read for a snapshot are events, too.
+    """
     draft = Draft()
     dead: list[tuple[Entry, str]] = []
     failed: list[tuple[Entry, Exception]] = []
     applied: list[Envelope] = []
+    ignored: Counter[str] = Counter()
     for entry in entries:
         envelope: Envelope | None = None
         try:
-            envelope = from_fields(stream, entry.stream_id, entry.fields)
+            envelope = from_fields(stream, entry.stream_id, entry.fields, snapshot_reads=snapshot_reads)
             problems, error = rules.plan_into(draft, envelope)
+        except IgnoredEventError as nothing:
+            ignored[nothing.kind] += 1
+            continue
         except PermanentError as unreadable:
             problems, error = [shorten(f"{type(unreadable).__name__}: {unreadable}")], None
         except Exception as failure:  # noqa: BLE001 whatever may be wrong with one takes nothing from the others
@@ -88,4 +100,5 @@ def digest(stream: str, entries: Sequence[Entry], rules: Rules, policy: RetryPol
         types,
         {event_type: types[event_type] for event_type in types.keys() - rules.event_types},
         draft.askers,
+        ignored,
     )

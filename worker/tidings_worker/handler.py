@@ -20,6 +20,8 @@ from tidings.tracing import Applied, Carrier, tracing
 from .batches import Batch, digest
 from .delivery import Entry, RetryPolicy, ranges
 from .groups import Group, Reading, Receipts
+from .journal import Journal
+from .journal_records import Handled
 from .metrics import Metrics
 from .plans import Hot, Warm
 from .rules import Rules
@@ -57,14 +59,28 @@ class Handler:
     """Applies batches; the only place where events turn into effects."""
 
     def __init__(
-        self, cache: Cache, rules: Rules, warmer: Warmer, policy: RetryPolicy, metrics: Metrics | None = None
+        self,
+        cache: Cache,
+        rules: Rules,
+        warmer: Warmer,
+        policy: RetryPolicy,
+        metrics: Metrics | None = None,
+        *,
+        snapshot_reads: bool = False,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self._metrics = metrics or Metrics(rules.event_types)
         self._cache = cache
         self._rules = rules
         self._warmer = warmer
         self._policy = policy
+        self._snapshot_reads = snapshot_reads
         self._types_counted: set[str] = set()
+
+    def use(self, rules: Rules) -> None:
+        """Apply these rules, from the next batch on."""
+        self._rules = rules
 
     async def handle(
         self,
@@ -81,11 +97,13 @@ class Handler:
         """
         started, started_ns = time.perf_counter(), time.time_ns()
         stream = group.stream.events
-        batch = digest(stream, entries, self._rules, self._policy)
+        rules = self._rules  # one set of rules for the whole batch, also if `use` gives others meanwhile
+        batch = digest(stream, entries, rules, self._policy, snapshot_reads=self._snapshot_reads)
         with tracing().applying(stream, group.group, batch.applied, started_ns=started_ns) as applied:
             await self._invalidate(group, batch, contiguous=contiguous)
             applied.invalidated()
-            ages = _ages(batch)
+            invalidated_at = datetime.now(UTC)
+            ages = _ages(batch, invalidated_at)
             await self._warmer.hand_off(batch.plan.warms, batch.plan.hot, carriers=_carriers(batch, applied))
             done = batch.done
             letters = [dead_letter(stream, group.group, entry, reason) for entry, reason in batch.dead]
@@ -94,6 +112,9 @@ class Handler:
         took = time.perf_counter() - started
         self._count(batch, ages, took)
         self._report(batch, took * 1000)
+        if self._journal is not None and self._journal.wanted:
+            where = group.name, group.group, stream
+            self._journal.took(Handled(*where, batch, rules, self._policy, invalidated_at, took * 1000))
         return Outcome(batch.failed, incomplete=acknowledged < len(done))
 
     async def set_aside(self, group: Group, entries: Sequence[Entry], reason: str) -> None:
@@ -123,6 +144,7 @@ class Handler:
             "tokens": len(batch.plan.causes),
             "warms": len(batch.plan.warms),
             "unruled": sum(batch.unruled.values()),
+            "ignored": sum(batch.ignored.values()),
         }
         for event_type, amount in batch.unruled.items():
             if len(self._types_counted) < _TYPES_COUNTED or event_type in self._types_counted:
@@ -135,6 +157,7 @@ class Handler:
         metrics.applied(batch.types, ages)
         metrics.batch(len(batch.delivered), took, tokens=len(plan.causes), log_entries=int(bool(plan.causes)))
         metrics.handed_off(len(plan.warms))
+        metrics.ignored(batch.ignored)
         if batch.dead:
             metrics.dead_lettered(_types([entry for entry, _ in batch.dead]))
         if batch.failed:
@@ -158,9 +181,8 @@ class Handler:
         )
 
 
-def _ages(batch: Batch) -> dict[str, list[float]]:
+def _ages(batch: Batch, now: datetime) -> dict[str, list[float]]:
     """Return by type the seconds from each event's own time until now, when what it makes wrong is invalidated."""
-    now = datetime.now(UTC)
     ages: defaultdict[str, list[float]] = defaultdict(list)
     for event in batch.applied:
         ages[event.type].append((now - event.time).total_seconds())

@@ -1,8 +1,8 @@
 """What a server holds and how far the workers are: read, never changed. Behind `tidings stats`."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -12,6 +12,7 @@ from tidings.keys import Keyspace
 from tidings.store import RedisStore
 
 from .groups import MARK
+from .reads import Reported, read
 
 #: Keys of a server that are looked at when entries are counted; beyond it the counts are of a part, and say so.
 SCAN_AT_MOST = 100_000
@@ -45,10 +46,24 @@ class Stats:
     #: entries by namespace, valid or not yet expired
     entries: dict[str, int]
     entries_complete: bool
+    #: how the reads went, by the names of `reads.SPANS`
+    reads: dict[str, Reported]
+
+    def only(self, namespaces: Collection[str]) -> "Stats":
+        """Return the same, of entries and reads only those of some namespaces."""
+        kept = {name: count for name, count in self.entries.items() if name in namespaces}
+        return replace(
+            self, entries=kept, reads={span: reported.only(namespaces) for span, reported in self.reads.items()}
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self)
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            **found,
+            "groups": [asdict(group) for group in self.groups],
+            "reads": {span: reported.as_json() for span, reported in self.reads.items()},
+        }
 
 
 async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, partitions: int = 1) -> Stats:
@@ -69,6 +84,7 @@ async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, pa
         {name.decode(errors="replace"): int(value) for name, value in sorted(counts.items())},
         entries,
         complete,
+        await read(store, keys),
     )
 
 

@@ -121,14 +121,26 @@ class JobWorker(Worker):
                 patience.succeeded()
                 await pause(self.poll_delay_s, self._stop)
 
+    def use_cron_jobs(self, jobs: Sequence[CronJob]) -> None:
+        """Queue these, each at its times, in place of those until now.
+
+        One that was there already is due when it was due. Those that are gone may have been queued for the moments
+        to come, by this worker or another, so that they can still be run.
+        """
+        due = {job.name: job.next_run for job in self.cron_jobs}
+        for job in jobs:
+            job.next_run = due.get(job.name)
+        self.functions.update({job.name: job for job in jobs})
+        self.cron_jobs = list(jobs)
+
     async def run_cron(self, n: Any, delay: float, num_windows: int = 2) -> None:
         """Queue the schedules that are due; one that Redis did not take is due still."""
-        due = [(job, job.next_run) for job in self.cron_jobs]
+        due = {job.name: job.next_run for job in self.cron_jobs}
         try:
             await super().run_cron(n, delay, num_windows)
         except Exception:
-            for job, next_run in due:
-                job.next_run = next_run
+            for job in self.cron_jobs:  # which `use_cron_jobs` may have given meanwhile
+                job.next_run = due.get(job.name, job.next_run)
             raise
 
     async def run_job(self, job_id: str, score: int) -> None:

@@ -1,30 +1,55 @@
-"""Importing the user's rules: whatever is wrong with them becomes one message that names file, line and cure."""
+"""Loading the user's rules: from Python modules, and from files that may be read again while the worker runs."""
 
-import importlib
-import sys
-import sysconfig
-import traceback
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
+from typing import Any
 
-from tidings.errors import ConfigurationError, TidingsError
+from tidings.errors import ConfigurationError
 
+from .importing import imported
 from .rules import Rules
-from .signals import StopAsked
+from .rules_file import read_rules
+from .toml_file import FileError, Problem
 
-_OURS = {"tidings", "tidings_worker"}
-_LIBRARIES = {Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+_FILE = ".toml"
 
 
-def load_rules(target: str) -> Rules:
-    """Import ``module:name`` from here or the import path. Raises ConfigurationError naming file, name and cure."""
+def load_rules(targets: str | Sequence[str]) -> Rules:
+    """Return the rules of one target or of all of several: ``module:name``, or a path that ends in ``.toml``.
+
+    Raises ConfigurationError: of a module its first problem, naming file, name and cure; else all those of the files.
+    """
+    return RulesTargets(targets).load()
+
+
+class RulesTargets:
+    """What rules are loaded from, once or again and again: modules are imported once, files are read each time."""
+
+    def __init__(self, targets: str | Sequence[str]) -> None:
+        given = dict.fromkeys([targets] if isinstance(targets, str) else targets)
+        self.files = tuple(target for target in given if target.endswith(_FILE))
+        self.modules = tuple(target for target in given if target not in self.files)
+
+    def load(self) -> Rules:
+        """Return all the rules together. Raises ConfigurationError as `load_rules` does; nothing is changed then."""
+        rules = Rules()
+        for module in self.modules:  # first: the files are checked with the event classes that modules define
+            rules.include(_of_module(module))
+        problems: list[Problem] = []
+        for file in self.files:
+            try:
+                rules.include(read_rules(file))
+            except FileError as error:
+                problems.extend(error.problems)
+        if problems:
+            raise FileError(problems)
+        return rules
+
+
+def _of_module(target: str) -> Rules:
     module_name, name = _parsed(target)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module = _imported(module_name)
+    module = imported(module_name)
     place = module.__file__ or f"{module_name}, a folder without __init__.py"
-    rules = getattr(module, name, None)
+    rules: Any = getattr(module, name, None)
     if not isinstance(rules, Rules):
         found = sorted(key for key, value in vars(module).items() if isinstance(value, Rules))
         hint = f"it has {', '.join(found)}" if found else "make one with rules = Rules()"
@@ -40,49 +65,8 @@ def load_rules(target: str) -> Rules:
 def _parsed(target: str) -> tuple[str, str]:
     module_name, _, name = target.partition(":")
     if not module_name or not name:
-        raise ConfigurationError(f"{target!r} is not MODULE:RULES, as in myapp.rules:rules")
+        raise ConfigurationError(f"{target!r} is neither MODULE:RULES, as in myapp.rules:rules, nor a file.toml")
     if "/" in module_name or module_name.startswith(".") or module_name.endswith(".py"):
         dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
         raise ConfigurationError(f"{target!r} is a path, where a module's name has to be: write {dotted}:{name}")
     return module_name, name
-
-
-def _imported(module_name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except StopAsked:
-        raise  # our own, from a signal; not the module's
-    except (Exception, SystemExit) as error:
-        place = _place(error, module_name)
-        raise ConfigurationError(f"{place}: {_problem(error, module_name)}") from error
-
-
-def _problem(error: BaseException, module_name: str) -> str:
-    """Say what went wrong in an import, and what to do about it."""
-    match error:
-        case ModuleNotFoundError(name=str(name)) if f"{module_name}.".startswith(f"{name}."):
-            return f"no module {name!r} in {Path.cwd()} or installed; run from the folder that holds it, or install it"
-        case ModuleNotFoundError(name=str(name)):
-            return f"no module {name!r}; install it, or run from the folder that holds it"
-        case TidingsError():
-            return str(error)  # says itself what to change
-        case SyntaxError():
-            return f"{type(error).__name__}: {error.msg}"
-        case SystemExit():
-            return f"the module exits when it is imported, with {error.code!r}; only a script's main may do that"
-        case _:
-            return f"{type(error).__name__}: {error}; `python -c 'import {module_name}'` shows where it comes from"
-
-
-def _place(error: BaseException, module_name: str) -> str:
-    """Name file and line of the innermost code that is the user's own, not a library's or ours, if there is any."""
-    if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}, line {error.lineno}"
-    here = Path.cwd()
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        file = Path(frame.f_code.co_filename)
-        beside = here in file.parents and _LIBRARIES.isdisjoint(file.parents) and package not in _OURS
-        if beside or package == module_name.partition(".")[0]:
-            return f"{file}, line {line}"
-    return f"{module_name} does not import"

@@ -8,7 +8,9 @@ the server when it last looked; every worker of a group sees the same, so take t
 | ``tidings_events_applied_total`` | counter | ``type`` | invalidated, warms handed off, acknowledged |
 | ``tidings_events_retried_total`` | counter | ``type`` | left pending to be tried again |
 | ``tidings_events_dead_lettered_total`` | counter | ``type`` | set aside in the dead-letter stream |
+| ``tidings_events_ignored_total`` | counter | ``kind`` | acknowledged: they say nothing of what changed |
 | ``tidings_events_lost_total`` | counter | ``reason`` | times that events were found lost, and all was invalidated |
+| ``tidings_rules_rejected_total`` | counter | | times that changed rules files were refused; the old ones stay |
 | ``tidings_invalidation_delay_seconds`` | histogram | ``type`` | from the event's own time until it is invalidated |
 | ``tidings_batch_events`` | histogram | | events applied together |
 | ``tidings_batch_duration_seconds`` | histogram | | from a batch's arrival until its acknowledgement |
@@ -17,6 +19,8 @@ the server when it last looked; every worker of a group sees the same, so take t
 | ``tidings_warms_handed_off_total`` | counter | | warms put into the queue, or found there already |
 | ``tidings_warm_tries_total`` | counter | ``outcome`` | ``warmed``, ``in_vain``, ``retried`` or ``failed`` |
 | ``tidings_warm_duration_seconds`` | histogram | | tries of warms, whatever their outcome |
+| ``tidings_verified_total`` | counter | ``namespace``, ``outcome`` | entries sampled by audits, and what came of them |
+| ``tidings_audit_age_seconds`` | gauge | | since this worker ended an audit; one of all makes each: take the minimum |
 | ``tidings_redis_up`` | gauge | ``server`` | 1: the server (``events``, ``jobs``) answered the last time it was asked |
 | ``tidings_stream_entries`` | gauge* | ``stream`` | entries in the stream |
 | ``tidings_group_lag_entries`` | gauge* | ``stream`` | entries not read yet; absent while the server cannot tell |
@@ -117,6 +121,10 @@ class Metrics:
             )
         )
         self._lost = Counter("tidings_events_lost", "Times that events were found lost", ["reason"], registry=registry)
+        self._ignored = Counter(
+            "tidings_events_ignored", "Entries that say nothing of what changed", ["kind"], registry=registry
+        )
+        self._rejected = Counter("tidings_rules_rejected", "Reloads of the rules that were refused", registry=registry)
         self._delays = _Delays()
         self._looked = _Looked(clock)
         registry.register(self._delays)
@@ -137,6 +145,15 @@ class Metrics:
         self._warm_seconds = Histogram(
             "tidings_warm_duration_seconds", "Tries of warms", buckets=_DELAYS, registry=registry
         )
+        self._namespaces = _Types(())
+        self._verified = Counter(
+            "tidings_verified", "Entries sampled by audits", ["namespace", "outcome"], registry=registry
+        )
+        self._clock = clock
+        self._audited_at = math.nan
+        Gauge("tidings_audit_age_seconds", "Since an audit ended", registry=registry).set_function(
+            lambda: clock() - self._audited_at
+        )
         self._up = Gauge(
             "tidings_redis_up", "Whether the server answered when last asked", ["server"], registry=registry
         )
@@ -153,6 +170,14 @@ class Metrics:
         for event_type, seconds in ages.items():
             self._delays.add(self._types.label(event_type), seconds)
 
+    def rules_changed(self, types: Iterable[str]) -> None:
+        """Note the event types that have a rule now; those that had one keep their names."""
+        self._types.know(types)
+
+    def rules_rejected(self) -> None:
+        """Count a reload of the rules that was refused."""
+        self._rejected.inc()
+
     def batch(self, events: int, seconds: float, *, tokens: int, log_entries: int = 1) -> None:
         """Count a batch that is acknowledged, `seconds` after it was read."""
         self._batch_events.observe(events)
@@ -168,6 +193,11 @@ class Metrics:
         """Count events by type that are set aside; of what has no type that can be read, the type is empty."""
         self._count(self._dead, counts)
 
+    def ignored(self, counts: Mapping[str, int]) -> None:
+        """Count entries by kind that say nothing of what changed; kinds are few, and no text that others wrote."""
+        for kind, count in counts.items():
+            self._ignored.labels(kind).inc(count)
+
     def lost(self, reason: str) -> None:
         """Count one finding of lost events; `reason` is one of few, and no text that others wrote."""
         self._lost.labels(reason).inc()
@@ -180,6 +210,13 @@ class Metrics:
         """Count one try of a warm."""
         self._tries.labels(outcome).inc()
         self._warm_seconds.observe(seconds)
+
+    def audited(self, outcomes: Mapping[str, Mapping[str, int]]) -> None:
+        """Count the entries of an audit that has ended just now, by namespace and outcome."""
+        for namespace, counts in outcomes.items():
+            for outcome, count in counts.items():
+                self._verified.labels(self._namespaces.label(namespace), outcome).inc(count)
+        self._audited_at = self._clock()
 
     def redis(self, server: Literal["events", "jobs"], *, up: bool) -> None:
         """Note whether the server answered just now."""
@@ -206,6 +243,12 @@ class _Types:
     def __init__(self, known: Iterable[str]) -> None:
         self._labels = {event_type: event_type for event_type in known}
         self._most = len(self._labels) + TYPES
+
+    def know(self, types: Iterable[str]) -> None:
+        for event_type in types:
+            if event_type not in self._labels:
+                self._labels[event_type] = event_type
+                self._most += 1
 
     def label(self, event_type: str) -> str:
         found = self._labels.get(event_type)

@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tidings import Envelope, Event
@@ -13,39 +11,42 @@ from tidings.described import Described
 from tidings.errors import ConfigurationError, PermanentError
 from tidings.events import class_of, shorten, type_of
 from tidings.keys import check_namespace
-from tidings.templates import parse
+from tidings.templates import Template, parse
 
 from .calls import check_same
-from .mapping import invalidation_of, value_of, warm_of
+from .mapping import invalidation_of, names_of, warm_of, warms_of
+from .places import Place, name_and_place, place_of_caller
 from .plans import Draft, Hot, Invalidate, Plan, Warm
+from .schedules import CronField, Schedule, never_comes, problem_of
+
+__all__ = ["Invalidates", "Registered", "Rule", "Rules", "Schedule", "Unmet"]
 
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
 
-#: arq's cron fields: a number, or a set of numbers; None: every one.
-CronField = int | set[int] | None
+
+class Invalidates(NamedTuple):
+    """What a rule invalidates, as far as it says so before an event comes."""
+
+    namespaces: tuple[Template, ...] = ()
+    tags: tuple[Template, ...] = ()
+    everything: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """A warm at the times that the cron fields name."""
+class Registered:
+    """One rule for one type of event, and what is known of it before it runs."""
 
-    warm: Warm | Hot
-    month: CronField
-    day: CronField
-    weekday: CronField
-    hour: CronField
-    minute: CronField
-    second: CronField
-
-
-@dataclass(frozen=True, slots=True)
-class _Registered:
+    #: what it is called in causes and messages, with its place
     name: str
+    event_type: str
     event_class: type[Event] | None
     rule: Rule
-    #: cached functions that the rule warms, as far as it says so beforehand
+    place: Place
+    #: cached functions that it warms
     warms: tuple[Described[Any, Any], ...] = ()
+    #: None: only running it will tell
+    invalidates: Invalidates | None = None
 
 
 class Unmet(NamedTuple):
@@ -61,7 +62,7 @@ class Rules:
     """What to invalidate and warm for which events. Fill it at import; the worker reads it."""
 
     def __init__(self) -> None:
-        self._by_type: dict[str, list[_Registered]] = {}
+        self._by_type: dict[str, list[Registered]] = {}
         self.schedules: list[Schedule] = []
 
     def on(self, event: type[Event] | str) -> Callable[[F], F]:
@@ -73,9 +74,11 @@ class Rules:
         event_type, event_class = _type_and_class(event)
 
         def register(rule: F) -> F:
+            name, place = name_and_place(rule)
+            where = f"{name} ({place})"
             if inspect.iscoroutinefunction(rule) or inspect.isasyncgenfunction(rule):
-                raise ConfigurationError(f"{_place(rule)}: a rule decides without waiting: write def, not async def")
-            self._add(event_type, _Registered(_place(rule), event_class, rule))
+                raise ConfigurationError(f"{where}: a rule decides without waiting: write def, not async def")
+            self.add(Registered(where, event_type, event_class, rule, place))
             return rule
 
         return register
@@ -94,8 +97,9 @@ class Rules:
         type without a class that is only known when an event comes, which then goes to the dead letters.
         """
         event_type, event_class = _type_and_class(event)
-        known = None if event_class is None else set(event_class.model_fields)
-        where = f"rules.map({event_type!r})"
+        known = names_of(event_class)
+        place = place_of_caller()
+        where = f"rules.map({event_type!r}) ({place})"
         for given in (namespaces, tags):
             if isinstance(given, str):
                 raise ConfigurationError(f"{where}: {given!r} is one string where a list of them belongs")
@@ -114,12 +118,12 @@ class Rules:
 
         def warming(event: Event) -> Iterable[Invalidate | Warm | Hot]:
             yield invalidation(event)
-            values = value_of(event)
-            for call in calls:
-                yield call(values)
+            yield from warms_of(event, calls)
 
         named = (item.cached_function if isinstance(item, Warm) else item for item in warm if not isinstance(item, Hot))
-        self._add(event_type, _Registered(where, event_class, warming if calls else invalidation, tuple(named)))
+        rule: Rule = warming if calls else invalidation
+        known_before = Invalidates(tuple(namespace_templates), tuple(tag_templates))
+        self.add(Registered(where, event_type, event_class, rule, place, tuple(named), known_before))
 
     def schedule(
         self,
@@ -139,9 +143,20 @@ class Rules:
         if not isinstance(warm, Warm | Hot):
             raise ConfigurationError(f"rules.schedule({warm!r}): a schedule is for a Warm(…)")
         fields = {"month": month, "day": day, "weekday": weekday, "hour": hour, "minute": minute, "second": second}
-        for name, given in fields.items():
-            _check_cron(f"rules.schedule({warm!r})", name, given)
-        self.schedules.append(Schedule(warm, month, day, weekday, hour, minute, second))
+        problems = [problem for name, given in fields.items() if (problem := problem_of(name, given)) is not None]
+        if problem := "; ".join(problems) or never_comes(fields):
+            raise ConfigurationError(f"rules.schedule({warm!r}): {problem}")
+        self.schedules.append(Schedule(warm, month, day, weekday, hour, minute, second, place_of_caller()))
+
+    def add(self, registered: Registered) -> None:
+        """Add a rule that was made otherwise than by `on` and `map`."""
+        self._by_type.setdefault(registered.event_type, []).append(registered)
+
+    def include(self, other: "Rules") -> None:
+        """Add the rules and schedules that another `Rules` has now, after those that are here."""
+        for registered in other.registered:
+            self.add(registered)
+        self.schedules.extend(other.schedules)
 
     def simulate(self, event: Event) -> Plan:
         """Return what these rules would do about an event, without doing it. Raises what they raise."""
@@ -179,7 +194,7 @@ class Rules:
 
     def check(self) -> None:
         """Raise ConfigurationError for a cached function that a rule names and a worker cannot import."""
-        for registered in (r for rules in self._by_type.values() for r in rules):
+        for registered in self.registered:
             for function in (*registered.warms, *_cached_functions(registered.rule)):
                 check_same(function)
         for warm in (schedule.warm for schedule in self.schedules if isinstance(schedule.warm, Warm)):
@@ -190,34 +205,17 @@ class Rules:
         """The types that some rule is for."""
         return frozenset(self._by_type)
 
+    @property
+    def registered(self) -> tuple[Registered, ...]:
+        """Every rule, those for one type in the order in which they run."""
+        return tuple(registered for rules in self._by_type.values() for registered in rules)
+
     def _plan(self, envelope: Envelope, event: Event | None = None) -> Plan:
         draft = Draft()
         problems, error = self.plan_into(draft, envelope, event)
         if error is not None:
             raise error
         return draft.plan(ruled=envelope.type in self._by_type, problems=problems)
-
-    def _add(self, event_type: str, registered: _Registered) -> None:
-        self._by_type.setdefault(event_type, []).append(registered)
-
-
-_CRON_RANGES = {
-    "month": (1, 12),
-    "day": (1, 31),
-    "weekday": (0, 6),
-    "hour": (0, 23),
-    "minute": (0, 59),
-    "second": (0, 59),
-}
-
-
-def _check_cron(where: str, name: str, given: Any) -> None:
-    if given is None:
-        return
-    low, high = _CRON_RANGES[name]
-    numbers = given if isinstance(given, set) else {given}
-    if not numbers or not all(type(number) is int and low <= number <= high for number in numbers):
-        raise ConfigurationError(f"{where}: {name}={given!r} is not a number from {low} to {high}, or a set of them")
 
 
 def _cached_functions(rule: Rule) -> list[Described[Any, Any]]:
@@ -239,12 +237,3 @@ def _type_and_class(event: Any) -> tuple[str, type[Event] | None]:
     if not event.event_type:
         raise ConfigurationError(f'{event!r} has no type: class {event.__name__}(Event, type="…")')
     return event.event_type, event
-
-
-def _place(rule: Rule) -> str:
-    plain: Any = inspect.unwrap(rule.func if isinstance(rule, partial) else rule)
-    plain = getattr(plain, "__func__", plain)  # of a method
-    if not inspect.isfunction(plain):
-        plain = type(plain).__call__
-    code = plain.__code__
-    return f"{plain.__module__}.{plain.__qualname__} ({Path(code.co_filename).name}:{code.co_firstlineno})"

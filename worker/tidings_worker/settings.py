@@ -20,6 +20,9 @@ class WorkerSettings(BaseSettings):
         le=1000,
         description="milliseconds a read waits for events; bounds how long a stop waits",
     )
+    snapshot_reads: bool = Field(
+        default=False, description="rows that Debezium reads for a snapshot are events too, `<schema>.<table>.read`"
+    )
     max_deliveries: int = Field(
         default=5, ge=1, description="times an event that fails is delivered before it is set aside as a dead letter"
     )
@@ -49,6 +52,20 @@ class WorkerSettings(BaseSettings):
         " does with queries of 10 ms, so that it has time for readers",
     )
     poll: float = Field(default=0.05, gt=0, description="how often the queue of warms is looked at")
+    verify_every: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="from one audit to the next, see `tidings verify`; one worker of all makes it; 0: none",
+    )
+    verify_sample: int = Field(default=200, ge=1, le=1_000_000, description="entries that one audit checks")
+    verify_per_second: float = Field(
+        default=10, gt=0, allow_inf_nan=False, description="loads of an audit at most, so that readers have the rest"
+    )
+    verify_grace: float = Field(
+        default=2, ge=0, allow_inf_nan=False, description="what a writer has from its commit until it has published"
+    )
+    verify_repair: bool = Field(default=False, description="an audit invalidates the entries that it finds stale")
     drain_timeout: float = Field(default=3, ge=0, description="what running warms have to finish when the worker stops")
     stop_timeout: float = Field(
         default=10,

@@ -3,6 +3,10 @@
 | log event | level | fields | meaning |
 | --- | --- | --- | --- |
 | ``worker_started`` | info | ``server``, ``stream``, ``group``, ``consumer``, ``types`` | reading events |
+| ``rules_reloaded`` | info | ``files``, ``added``, ``removed``, ``rules``, ``schedules``, ``not_read_again`` | by
+SIGHUP: the rules are others from the next batch on; types that have a rule now, or none any more; modules stay |
+| ``rules_rejected`` | error | ``problems`` | after SIGHUP a file was wrong: the rules that were there stay |
+| ``rules_not_reloaded`` | warning | ``modules``, ``reason`` | SIGHUP, but there is no rules file |
 | ``events_applied`` | info | ``events``, ``invalidated``, ``warms``, ``took_ms`` | a batch is invalidated, handed off,
 acked |
 | ``event_failed`` | warning | ``stream_id``, ``deliveries``, ``again_in_s``, exception | a rule failed; comes again |
@@ -21,10 +25,16 @@ acked |
 | ``warm_in_vain`` | warning | ``call``, ``reason`` | loaded but not cached: too large, or invalidated each time |
 | ``warm_retried`` | warning | ``call``, ``tries``, ``error`` | a load failed and will be tried again |
 | ``warm_failed`` | error | ``call``, ``tries``, ``error`` | a load failed for the last time; readers will load |
+| ``stale_entry_found`` | error | ``key``, ``namespace``, ``call``, ``age_s``, ``by``, ``how``, ``tags``, ``place``,
+``difference``, ``tokens`` | an audit found an entry that is not what its function returns, with nothing said |
+| ``unstable_entry_found`` | warning | ``key``, ``call``, ``place`` | an audit found a function whose loads differ |
+| ``audited`` | info | ``ended``, a number for each outcome, ``repaired``, ``loads``, ``took_s`` | an audit has ended |
+| ``audit_ended`` | warning | ``error`` | Redis was away; the next audit is due at its time |
 | ``hot_handed_off`` | info | ``namespace``, ``warms`` | what is read most was looked for, and its warms are queued |
 | ``jobs_not_given_back`` | warning | ``jobs`` | ended by a stop while Redis was away: run again in some seconds |
 | ``warms_lost`` | warning | ``warms`` | not queued: their server was away for too long, or the worker stopped |
 | ``jobs_refused`` | error | ``jobs`` | members of the queue that are no jobs were removed, with their keys |
+| ``journal_failed`` | warning | ``error`` | `tidings tail` is not told what events did; said once until it is |
 | ``part_failed`` | error | ``part``, exception | the consumer or the warm jobs died; the worker stops |
 | ``stopping`` | info | ``reason`` | no new events are taken |
 | ``stopped`` | info | ``exit_code`` | the last line |

@@ -30,13 +30,15 @@ from .failing import FailingWarms
 from .hot import warms_of
 from .jobs import from_json, to_json
 from .jobworker import JobWorker
-from .metrics import Metrics
+from .journal import Journal
+from .metrics import Metrics, WarmOutcome
 from .outage import Outage, is_outage
 from .plans import Hot
 from .queueing import HOT_JOB_NAME, JOB_NAME, WarmQueue, warm_name
-from .rules import Schedule
+from .schedules import Schedule
 from .settings import WorkerSettings
 from .telemetry import log
+from .verifying.scheduled import Auditor, audits
 
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
@@ -66,8 +68,10 @@ class Warming:
         cache: Callable[[], Cache],
         metrics: Metrics,
         *,
+        journal: Journal | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        self._journal = journal
         self._metrics = metrics
         self.queue = WarmQueue(client, queue)
         self._name = queue
@@ -102,12 +106,12 @@ class Warming:
         except Exception as error:  # whatever a loader raises: it is the service's code, and the next try may succeed
             reason = TimeoutError(f"it took more than {self._timeout} s") if limit.expired() else error
             again_later = await self._again(ctx, str(identity), str(arguments), reason)
-            self._metrics.warm("retried" if again_later else "failed", time.perf_counter() - started)
+            self._ended(ctx, identity, "retried" if again_later else "failed", started, refresh=refresh)
             if again_later:
                 raise Retry(defer=self._delay(ctx, reason)) from error
             return
         await self._succeeded(ctx)
-        self._metrics.warm("warmed" if stored is Stored.FRESH else "in_vain", time.perf_counter() - started)
+        self._ended(ctx, identity, "warmed" if stored is Stored.FRESH else "in_vain", started, refresh=refresh)
         if stored is Stored.FRESH:
             ctx[_LEFT_FRESH] = entry
             log.info("warmed", call=identity, took_ms=round((time.perf_counter() - started) * 1000, 2))
@@ -154,6 +158,14 @@ class Warming:
         if given_up or tries > 1:
             await self._noting(self._failing.failed(warm_name(self._name, ctx["job_id"]), call, arguments, error))
         return not given_up
+
+    def _ended(self, ctx: dict[str, Any], call: Any, outcome: WarmOutcome, started: float, *, refresh: bool) -> None:
+        """Count a try, and tell of it whoever looks on."""
+        took_s = time.perf_counter() - started
+        self._metrics.warm(outcome, took_s)
+        if self._journal is not None and self._journal.wanted:
+            name = warm_name(self._name, ctx["job_id"])
+            self._journal.warmed(name, str(call), outcome, took_s=took_s, why="schedule" if refresh else "event")
 
     async def _succeeded(self, ctx: dict[str, Any]) -> None:
         await self._noting(self._failing.succeeded(warm_name(self._name, ctx["job_id"])))
@@ -204,14 +216,19 @@ class WarmWorker:
         idle: Callable[[], bool] = lambda: True,
         cache: Callable[[], Cache] = get_cache,
         metrics: Metrics | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        warming = Warming(pool, queue, settings, cache, metrics or Metrics())
+        warming = Warming(pool, queue, settings, cache, metrics or Metrics(), journal=journal)
         self._drain_timeout = settings.drain_timeout
+        self._queue = warming.queue
+        self._name = queue
+        self._settings = settings
+        self._audits = audits(queue, Auditor(cache, settings, metrics or Metrics(), idle), settings)
         self._worker = JobWorker(
             pool,
             queue,
             [func(warming.warm, name=JOB_NAME), func(warming.warm_hot, name=HOT_JOB_NAME)],
-            [_cron(warming.queue, queue, index, schedule, settings) for index, schedule in enumerate(schedules)],
+            self._crons(schedules),
             budget=Budget(settings.warms_per_second, idle),
             outage=outage or Outage("jobs", lambda _there, _reason: None),
             after_job_end=warming.after_job,
@@ -221,6 +238,15 @@ class WarmWorker:
             poll_seconds=settings.poll,
         )
 
+    def use(self, schedules: Sequence[Schedule]) -> None:
+        """Follow these schedules from now on. Raises ConfigurationError for one that arq refuses; then none changes."""
+        self._worker.use_cron_jobs(self._crons(schedules))
+
+    def _crons(self, schedules: Sequence[Schedule]) -> list[CronJob]:
+        named = {schedule.name: schedule for schedule in schedules}  # one that is there twice is one
+        crons = [_cron(self._queue, self._name, schedule, self._settings) for schedule in named.values()]
+        return [*crons, *self._audits]
+
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until `stop` is set, then let the running ones finish within the drain timeout.
 
@@ -229,7 +255,7 @@ class WarmWorker:
         await self._worker.work(stop, self._drain_timeout)
 
 
-def _cron(queue: WarmQueue, name: str, index: int, schedule: Schedule, settings: WorkerSettings) -> CronJob:
+def _cron(queue: WarmQueue, name: str, schedule: Schedule, settings: WorkerSettings) -> CronJob:
     """Return what hands a schedule's warm off at its times; named after the queue, since arq's keys are not."""
 
     async def hand_off(_ctx: dict[str, Any]) -> None:
@@ -241,7 +267,7 @@ def _cron(queue: WarmQueue, name: str, index: int, schedule: Schedule, settings:
     try:
         return cron(
             cast("WorkerCoroutine", hand_off),
-            name=f"{name}:schedule:{index}:{schedule.warm.name}",
+            name=f"{name}:schedule:{schedule.name}",
             month=schedule.month,
             day=schedule.day,
             weekday=schedule.weekday,

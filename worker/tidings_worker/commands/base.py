@@ -77,9 +77,9 @@ def _check_arguments() -> None:
 
 
 @contextmanager
-def client_cache() -> Iterator[Cache]:
-    """Give the cache that the environment, or the server of this folder, configures."""
-    settings = Settings.load()
+def client_cache(settings: Settings | None = None) -> Iterator[Cache]:
+    """Give a cache of these settings; None: of those that the environment, or the server of this folder, configures."""
+    settings = settings or Settings.load()
     if settings.url is None:
         raise ConfigurationError(
             "no server: set TIDINGS_URL, or start `tidings worker` in this folder, which brings its own"

@@ -1,0 +1,577 @@
+"""`tidings lint`: every planted fault is named with file and line, and nothing else is."""
+
+import ast
+import json
+import re
+from datetime import date, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+import pytest
+import tidings_worker.demo
+from forked_commands import Forks
+from pydantic import BaseModel, Field
+from tidings import Event
+from tidings.templates import parse
+from tidings_worker.lint.examples import examples
+from tidings_worker.lint.findings import CODES
+from tidings_worker.lint.scopes import Scope
+from tidings_worker.lint.shapes import Shape, meet
+from tidings_worker.lint.texts import texts, texts_of_function
+
+# Faults, each planted on a line that ends with its code
+
+SERVICE = """
+from datetime import date
+
+from pydantic import BaseModel
+from tidings import Event, cached, get_cache, publish, resource
+
+
+class Address(BaseModel):
+    city: str
+
+
+class Ingested(Event, type="ingested"):
+    package: str
+    as_of: date
+
+
+class UserMoved(Event, type="user.moved"):
+    user_id: int
+    address: Address | None = None
+
+
+class Forgotten(Event, type="user.forgotten"):  # FAULT unruled-event
+    user_id: int
+
+
+class Elsewhere(Event, type="other.team"):  # tidings: ignore[unruled-event]
+    user_id: int
+
+
+def tags_of(team: str, **_: object) -> list[str]:
+    return [f"team:{team}", *[f"member:{n}" for n in range(3)]]
+
+
+@cached(namespace="explorer", tags=["package:{package}"])
+async def get_tree(package: str, as_of: date) -> list[str]:
+    return [package]
+
+
+@cached(namespace="teams", tags=tags_of)
+async def get_team(team: str) -> str:
+    return team
+
+
+@cached(namespace="stats", result_tags=lambda found: [f"stat:{name}" for name in found])
+def get_stats(limit: int = 10) -> list[str]:
+    return ["x"] * limit
+
+
+@cached(ttl=60, tags=["rate:{currency}", "rates"])  # FAULT uninvalidated-reader
+async def get_rate(currency: str) -> float:
+    return 1.0
+
+
+# tidings: ignore[unread-tag] is about another line, and about something else
+@cached(namespace="days", tags=["day:{day}", "day:{day}"])  # FAULT repeated-tag
+async def get_day(day: date) -> str:
+    return str(day)
+
+
+@cached(namespace="profiles")
+async def get_profile(user_id: int) -> str:
+    return str(user_id)
+
+
+async def profile_changed(user_id: int) -> None:
+    await get_profile.invalidate(user_id)
+    await get_cache().invalidate(tags=[f"day:{user_id}"])
+
+
+class Repository:
+    @cached(  # tidings: ignore
+        namespace="repository",
+    )
+    async def find(self, name: str) -> str:
+        return name
+
+
+user = resource("user", "user_id")
+
+
+@user.cache_read(suffix="name")
+async def get_name(user_id: int) -> str:
+    return str(user_id)
+
+
+@user.cache_write(tags=["names"])
+async def set_name(user_id: int) -> None: ...
+
+
+async def session(session_id: str) -> str:
+    return await get_cache().get_or_set(session_id, make, namespace="sessions", tags=[f"session:{session_id}"])
+
+
+async def make() -> str:
+    return "made"
+
+
+async def not_cached(package: str) -> str:
+    return package
+
+
+async def order() -> None:
+    await publish(Event.of("order.placed", {}))  # FAULT unruled-event
+    await publish(Event.of("order.paid", {}))
+"""
+
+RULES = """
+import service
+from service import Ingested, UserMoved, get_stats, get_tree
+from tidings_worker import Invalidate, Rules, Warm
+
+rules = Rules()
+PREFIX = "package"
+
+
+def package_tag(package: str) -> str:
+    return f"{PREFIX}:{package}"
+
+
+def both(event):
+    yield Invalidate(tags=[f"packages:{event.package}"])  # FAULT unread-tag
+
+
+@rules.on(Ingested)
+def understood(event):
+    tags = [package_tag(event.package)]
+    if event.as_of:
+        tags.append(f"pakage:{event.package}")  # FAULT unread-tag
+    for kind in ("team", "staff"):
+        yield Invalidate(tags=[f"{kind}:{event.package}"])  # FAULT unread-tag
+    yield Invalidate(
+        namespaces=["stats", "statistics"],  # FAULT unread-namespace
+        tags=tags,
+    )
+    yield Warm(get_tree, package=event.package, as_of=event.as_of)
+    yield Warm(get_tree, event.package)  # FAULT unbound-warm
+    yield Warm(get_tree, event.package, event.as_of, limit=3)  # FAULT unbound-warm
+    yield Warm(get_stats, 1, 2)  # FAULT unbound-warm
+    yield Warm(get_stats, **{"limit": 1})
+    yield Warm(service.not_cached, event.package)  # FAULT unbound-warm
+    yield from both(event)
+
+
+@rules.on(Ingested)
+def forgetful(event):
+    Invalidate(tags=[f"package:{event.package}"])  # FAULT not-yielded
+    if event.nothing:  # FAULT unknown-field
+        yield Warm(get_stats)
+
+
+@rules.on(UserMoved)
+def moved(event):
+    if event.address is not None and event.address.street:  # FAULT unknown-field
+        return None
+    if hasattr(event, "later") and event.later:
+        return Warm(get_stats)
+    return [Invalidate(tags=[f"user:{user_id}" for user_id in (event.user_id,)]), Warm.hot("user")]
+
+
+@rules.on(UserMoved)
+def imported_late(event):
+    return Warm(service.Repository.find, "x", "y")  # FAULT unimportable-warm
+
+
+@rules.on(UserMoved)
+def not_a_namespace(event):
+    return Invalidate(namespaces=[f"user {event.user_id}"])  # FAULT failing-rule, unread-namespace
+
+
+names = {True: "session:{}", False: "visit:{}"}
+
+
+@rules.on("user.moved")  # FAULT unread-tag
+def looked_up(event):
+    return Invalidate(tags=[names[event.address is None].format(event.user_id)])
+
+
+rules.map("order.paid", tags=["session:{session_id}", "basket:{session_id}"])  # FAULT unread-tag
+rules.map("user.movd", namespaces=["teams"])  # FAULT unpublished-type
+rules.map("public.users.updated", namespaces=["teams"])
+rules.map("from.afar", namespaces=["teams"])  # tidings: ignore[unpublished-type, unread-tag]
+rules.schedule(Warm.hot("explored"), minute=0)  # FAULT unread-namespace
+"""
+
+TOML = """
+[[rule]]
+on = "ingested"
+namespaces = ["explorer"]
+tags = [
+  "package:{package}",
+  "module:{package}",  # FAULT unread-tag
+]
+
+[[rule]]  # FAULT unpublished-type
+on = "order.refunded"
+namespaces = ["explorer"]
+
+[[rule]]
+on = "order.returned"  # tidings: ignore[unpublished-type]
+namespaces = ["explorer"]
+"""
+
+FILES = {"service.py": SERVICE, "rules.py": RULES, "more.toml": TOML}
+
+
+def planted(files):
+    """Return what is planted: file, line and code."""
+    found = set()
+    for name, text in files.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            codes = re.search(r"# FAULT (.*)", line)
+            found |= {(name, number, code) for code in codes[1].split(", ")} if codes else set()
+    return found
+
+
+def named(ran):
+    """Return what was found: file, line and code."""
+    return {(row["file"], row["line"], row["code"]) for row in json.loads(ran.out)["findings"]}
+
+
+@pytest.fixture(scope="module")
+def forks(shell_of_module):
+    return Forks(shell_of_module)
+
+
+@pytest.fixture
+def lint(forks):
+    """Run ``tidings lint`` in a folder with these files."""
+
+    def run(files, *arguments, **variables):
+        return forks.run(forks.new_folder(files), "lint", *arguments, **variables)
+
+    return run
+
+
+def test_every_planted_fault_is_named_with_file_and_line_and_nothing_else(lint):
+    ran = lint(FILES, "rules:rules", "more.toml", "--json")
+    assert named(ran) == planted(FILES), ran.err
+    assert (ran.code, ran.err) == (1, "")
+    assert {code for _, _, code in planted(FILES)} == set(CODES), "every fault is planted"
+    assert [row["message"] for row in json.loads(ran.out)["notes"]] == [
+        "'public.users.updated' may be the change of a table, which no code here publishes"
+    ]
+
+
+def test_a_line_for_each_finding_that_editors_understand_and_a_summary_apart(lint):
+    ran = lint(FILES, "rules:rules", "more.toml")
+    lines = ran.out.splitlines()
+    assert all(re.fullmatch(r"(service\.py|rules\.py|more\.toml):\d+: [a-z-]+ .+", line) for line in lines)
+    places = [(file, int(number)) for file, number, _ in (line.split(":", 2) for line in lines)]
+    assert places == sorted(places)
+    assert ran.err == "24 findings in 13 rules, 8 cached functions; 1 things cannot be told, see --verbose\n"
+
+
+def test_a_comment_on_the_line_silences_a_finding(lint):
+    files = {name: re.sub(r"# FAULT (.*)", r"# tidings: ignore[\1]", text) for name, text in FILES.items()}
+    ran = lint(files, "rules:rules", "more.toml", "--json")
+    assert (ran.code, json.loads(ran.out)["findings"]) == (0, [])
+
+
+def test_an_option_silences_all_findings_of_a_code(lint):
+    ran = lint(FILES, "rules:rules", "--ignore", "unread-tag", "--ignore", "unbound-warm", "--json")
+    left = {(f, n, code) for f, n, code in planted(FILES) if f != "more.toml"}
+    assert named(ran) == {row for row in left if row[2] not in {"unread-tag", "unbound-warm"}}
+    ran = lint(FILES, "rules:rules", "--ignore", "unread-tags")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'unread-tags'" in ran.err
+    assert "unread-tag," in ran.err
+
+
+# The demo, and a broken copy of it
+
+DEMO = Path(tidings_worker.demo.__file__).parent
+
+BREAKS = {
+    "unread-tag": ("rules.py", 'f"package:{event.package}"', 'f"packages:{event.package}"'),
+    "unbound-warm": ("rules.py", "package=event.package, as_of=event.as_of)", "package=event.package)"),
+    "unknown-field": ("rules.py", "as_of=event.as_of", "as_of=event.day"),
+    "not-yielded": ("rules.py", "yield Invalidate(", "Invalidate("),
+    "unruled-event": ("service.py", "class TreeNode", 'class Gone(Event, type="gone"): ...\n\n\nclass TreeNode'),
+    "uninvalidated-reader": ("service.py", "{package}", "{package}:{as_of}"),
+}
+#: What else is so because of it.
+FOLLOWING = {
+    "unread-tag": {"uninvalidated-reader"},
+    "not-yielded": {"uninvalidated-reader"},
+    "uninvalidated-reader": {"unread-tag"},
+}
+
+
+def test_the_demo_has_nothing_wrong(lint):
+    ran = lint({}, "tidings_worker.demo.rules:rules", "--module", "tidings_worker.demo", "--verbose")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err == "no findings in 1 rules, 1 cached functions\n"
+
+
+@pytest.mark.parametrize("code", BREAKS)
+def test_a_broken_copy_of_the_demo_is_told_by_file_and_line(code, lint):
+    names = ("__init__.py", "rules.py", "service.py", "catalog.py", "source.py")
+    files = {f"broken/{name}": (DEMO / name).read_text() for name in names}
+    file, old, new = BREAKS[code]
+    text = files[f"broken/{file}"]
+    assert text.count(old) == 1
+    files[f"broken/{file}"] = text.replace(old, new)
+    line = text[: text.index(old)].count("\n") + 1
+    ran = lint(files, "broken.rules:rules", "--json")
+    assert (f"broken/{file}", line, code) in named(ran)
+    assert {row[2] for row in named(ran)} == {code, *FOLLOWING.get(code, ())}
+    assert ran.code == 1
+
+
+# What is looked at
+
+READ = "def read(id: int) -> int: ...\n"
+EMPTY = "from tidings_worker import Rules\nrules = Rules()\n"
+
+
+def test_modules_that_rules_do_not_import_are_named(lint):
+    files = {
+        "rules.py": f"{EMPTY}rules.map('user.updated', tags=['user:{{id}}'])\n",
+        "service/__init__.py": "",
+        "service/__main__.py": "raise SystemExit('run')\n",
+        "service/inner/__init__.py": f"from tidings import cached\n@cached(tags=['user:{{id}}'])\n{READ}",
+        "service/publishing.py": "from tidings import Event\nEvent.of('user.updated', {})\n",
+    }
+    alone = lint(files, "rules:rules", "--json")
+    assert named(alone) == {("rules.py", 3, "unread-tag"), ("rules.py", 3, "unpublished-type")}
+    ran = lint(files, "rules:rules", "--module", "service")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no findings in 1 rules, 1 cached functions\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nowhere:rules"], "nowhere"),
+        (["rules"], "MODULE:RULES"),
+        (["rules:rules", "--module", "nowhere"], "nowhere"),
+        (["missing.toml"], "missing.toml"),
+    ],
+    ids=["module", "name", "other module", "file"],
+)
+def test_rules_that_cannot_be_loaded_are_one_message(lint, arguments, word):
+    ran = lint({"rules.py": EMPTY}, *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert word in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_server_knows_types_that_the_code_does_not_name(lint, url, client):
+    client.xadd("events", {"type": "lint.foreign"})
+    client.xadd("events", {"no": "event"})
+    client.hset("events:counts", mapping={"unruled:lint.nobody": 3, "unruled:lint.foreign": 1, "unruled": 4})
+    files = {"rules.py": f"{EMPTY}rules.map('lint.foreign', namespaces=['x'])\n"}
+    ran = lint(files, "rules:rules", "--server", "--json", "--ignore", "unread-namespace", TIDINGS_URL=url)
+    (found,) = json.loads(ran.out)["findings"]
+    assert (found["file"], found["line"], found["code"]) == ("rules.py", 1, "unruled-event")
+    assert "'lint.nobody'" in found["message"]
+
+
+def test_of_the_readme_only_what_it_leaves_out_is_found(lint):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    beside, rules = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    column = beside.index("# ingest.py")
+    files = {
+        "explorer.py": "\n".join(line[:column].rstrip() for line in beside.splitlines()),
+        "ingest.py": "\n".join(line[column:] for line in beside.splitlines()),
+        "rules.py": rules,
+    }
+    ran = lint(files, "rules:rules", "--json")
+    expected = {"unread-namespace": "'stats'", "unread-tag": "'user:{}'", "unpublished-type": "'user.updated'"}
+    found = {row["code"]: row["message"] for row in json.loads(ran.out)["findings"]}
+    assert found.keys() == expected.keys()
+    assert all(word in found[code] for code, word in expected.items())
+
+
+# Shapes
+
+
+def shape(text):
+    return Shape.of_template(parse(text, None, "a test"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("user:{a}", "user:{b}", True),
+        ("user:{a}", "users:{b}", False),
+        ("user:{a}", "user:42", True),
+        ("user:{a}", "user:42:profile", True),  # the name itself: an id may have colons
+        ("user:{a}", "user:{b}:profile", False),
+        ("{kind}:{id}", "user:{b}", True),
+        ("{tag}", "user:{b}:profile", True),
+        ("v{a}", "v1", True),
+        ("v{a}", "w1", False),
+        ("user:{a}-{b}", "user:{c}", True),
+        ("{a}:x", "y:{b}", True),
+        ("{a}:x", "{b}:y", False),
+        ("all", "all", True),
+        ("all", "al", False),
+    ],
+)
+def test_shapes_meet_when_some_name_has_both(one, other, expected):
+    assert meet(shape(one), shape(other)) is expected
+    assert meet(shape(other), shape(one)) is expected
+
+
+def test_shapes_of_many_holes_are_compared_in_no_time():
+    assert not meet(shape("{a}" * 40 + "x"), shape("{b}" * 40 + "y"))
+
+
+# What code says
+
+WORDS = ["a", "b"]
+KIND = "user"
+
+
+class Kind(Enum):
+    USER = "user"
+
+
+def user_tag(user_id: int) -> str:
+    return f"user:{user_id}"
+
+
+def more_tags(event):
+    yield user_tag(event.id)
+    yield from [f"team:{event.team}"]
+
+
+READABLE = {
+    '["all"]': ["all"],
+    '(f"user:{event.id}",)': ["user:{}"],
+    '["user:" + str(event.id), "user:%s" % event.id, "user:{}".format(event.id)]': ["user:{}"] * 3,
+    '["{0}:{id:>3}".format(1, id=2)]': ["{}:{}"],
+    '[":".join(("user", str(event.id)))]': ["user:{}"],
+    '[f"{KIND}:{event.id}"]': ["user:{}"],
+    '[f"user:{event.id:03d}"]': ["user:{}"],
+    "[user_tag(event.id)]": ["user:{}"],
+    '[f"a:{i}" for i in event.ids]': ["a:{}"],
+    'sorted({f"a:{i}" for i in event.ids})': ["a:{}"],
+    '[f"{kind}:{event.id}" for kind in ("user", "team")]': ["user:{}", "team:{}"],
+    '["a"] + [f"b:{event.id}"]': ["a", "b:{}"],
+    '["a", *more_tags(event)]': ["a", "user:{}", "team:{}"],
+    '["a"] if event.id else ["b", "c" if event.id else "d"]': ["a", "b", "c", "d"],
+    "WORDS": ["a", "b"],
+    "more_tags(event)": ["user:{}", "team:{}"],
+}
+
+UNREADABLE = ["event.tags", "[event.tag]", 'json.loads("[]")', "[*event.tags]", "list(event.tags)", "[str(event.id)]"]
+
+
+def read(code):
+    node = ast.parse(f"lambda event: {code}", mode="eval").body
+    return texts(node.body, Scope(globals(), node))
+
+
+@pytest.mark.parametrize("code", READABLE)
+def test_tags_are_read_from_code(code):
+    found = read(code)
+    assert [str(text.shape) for text in found.found] == READABLE[code]
+    assert found.complete
+
+
+@pytest.mark.parametrize("code", UNREADABLE)
+def test_code_that_does_not_say_its_tags_is_known_to_have_others(code):
+    assert not read(code).complete
+
+
+def test_what_can_be_read_of_code_is_known_beside_what_cannot():
+    found = read('["a", event.tag, f"b:{event.id}"]')
+    assert ([str(text.shape) for text in found.found], found.complete) == (["a", "b:{}"], False)
+
+
+def by_names(event):
+    found = ["first"]
+    last = "last" if event.id else "end"
+    found.append(f"user:{event.id}")
+    found += ["more"]
+    if event.team:
+        found.extend(f"team:{team}" for team in event.teams)
+    return [*found, last]
+
+
+def by_a_loop(event):
+    for kind, team in event.pairs:
+        yield f"{kind}:{team}"
+    for word in ["x", "y"]:  # noqa: UP028 read as it stands
+        yield word
+
+
+def of_itself(event):
+    return of_itself(event)
+
+
+def test_local_names_are_followed():
+    found = texts_of_function(by_names)
+    assert {str(text.shape) for text in found.found} == {"first", "user:{}", "more", "team:{}", "last", "end"}
+    assert found.complete
+
+
+def test_loops_over_literals_are_followed_and_others_are_holes():
+    found = texts_of_function(by_a_loop)
+    assert {str(text.shape) for text in found.found} == {"{}:{}", "x", "y"}
+    assert found.complete
+
+
+def test_a_function_that_calls_itself_ends():
+    assert not texts_of_function(of_itself).complete
+
+
+# Example events
+
+
+class Plan(Enum):
+    FREE = 1
+    PAID = 2
+
+
+class Inner(BaseModel):
+    word: Literal["a", "b"]
+
+
+class Everything(Event, type="lint.everything"):
+    number: Annotated[int, Field(gt=500)]
+    text: Annotated[str, Field(pattern=r"^\d+$")]
+    flag: bool
+    maybe: str | None = None
+    plan: Plan
+    inner: Inner
+    days: list[date]
+    at: datetime
+    by_name: dict[str, int]
+    pair: tuple[int, str]
+    uuid: UUID
+
+
+class Impossible(Event, type="lint.impossible"):
+    text: Annotated[str, Field(pattern="^only this$")]
+
+
+def test_examples_have_every_member_both_booleans_and_none():
+    made = examples(Everything)
+    assert {event.plan for event in made} == set(Plan)
+    assert {event.flag for event in made} == {True, False}
+    assert {event.inner.word for event in made} == {"a", "b"}
+    assert {event.maybe is None for event in made} == {True, False}
+    assert {bool(event.days) for event in made} == {True, False}
+    assert len(made) < 60
+
+
+def test_a_class_whose_values_cannot_be_thought_of_has_no_examples():
+    assert examples(Impossible) == []

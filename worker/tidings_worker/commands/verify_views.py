@@ -1,0 +1,97 @@
+"""How `tidings verify` shows what it has found."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from tidings_worker.explaining.calls_shown import call_shown
+from tidings_worker.times import age
+from tidings_worker.verifying.nines import nines, percent
+from tidings_worker.verifying.reports import Finding, Report, Tally
+from tidings_worker.verifying.verdicts import Outcome
+
+from .base import out
+
+#: Findings that are shown in full; all are in the JSON.
+_SHOWN = 20
+
+_SAID = {
+    Outcome.MOVED: "invalidated or replaced while they were looked at",
+    Outcome.UNSTABLE: "unstable: each load gives something else",
+    Outcome.UNSETTLED: "unsettled: they differ, and events from before are not applied, or the audit was stopped",
+    Outcome.FAILED: "failed",
+    Outcome.NOT_AUDITABLE: "not auditable",
+    Outcome.NOT_SERVED: "not served to anybody now",
+}
+
+
+def show(report: Report) -> None:
+    """Print findings, then what is known of each namespace, then what it cost."""
+    for finding in report.findings[:_SHOWN]:
+        _show_finding(finding)
+    if (more := len(report.findings) - _SHOWN) > 0:
+        out.print(f"and {more} more; --json has them all\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("namespace", overflow="fold")
+    for heading in ("entries", "checked", "stale", "consistency at least", "nines"):
+        table.add_column(heading, justify="right")
+    for name, tally in sorted(report.namespaces.items()):
+        table.add_row(Text(name), str(tally.entries), str(tally.checked), str(tally.stale), *_bound(tally))
+    out.print(table)
+    for name, tally in sorted(report.namespaces.items()):
+        for line in _others(tally):
+            out.print(f"{name}: {line}", markup=False)
+    for line in _ending(report):
+        out.print(line, markup=False)
+
+
+def _show_finding(finding: Finding) -> None:
+    grid = Table.grid(padding=(0, 2))
+    style = "red" if finding.outcome is Outcome.STALE else "yellow"
+    for label, text in _rows(finding):
+        grid.add_row(Text(label, style=style if label == finding.outcome else "bold"), Text(text, overflow="fold"))
+    out.print(grid)
+    out.print()
+
+
+def _rows(finding: Finding) -> Iterator[tuple[str, str]]:
+    yield finding.outcome.value, finding.key
+    yield "call", call_shown(finding.call) if " " in finding.call else finding.call
+    yield "filled", f"{age(finding.age_s)} ago by {finding.by} ({finding.how})"
+    yield "differs", f"{finding.place}: {finding.difference}"
+    if finding.cached is not None:
+        yield "cached", finding.cached
+        yield "loaded", finding.loaded or ""
+    for token in finding.tokens:
+        yield "token", f"{token.name}, {age(token.age_s)} old: {token.cause}"
+
+
+def _bound(tally: Tally) -> tuple[str, str]:
+    if not tally.checked:
+        return "-", "-"
+    return percent(tally.stale_at_most), f"{nines(tally.stale_at_most) - 0.05:.1f}"
+
+
+def _others(tally: Tally) -> Iterator[str]:
+    for outcome, said in _SAID.items():
+        if number := tally.outcomes[outcome]:
+            reasons = tally.reasons_of(outcome)
+            why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.most_common())})" if reasons else ""
+            yield f"{number} {said}{why}"
+
+
+def _ending(report: Report) -> Iterator[str]:
+    if not report.complete:
+        yield "The sample is of a part of the keys: there are more than were walked over."
+    if report.ended == "time":
+        yield f"The time was over after {report.looked_at} of {report.sampled} entries."
+    if report.ended == "stopped":
+        yield f"Stopped after {report.looked_at} of {report.sampled} entries."
+    if report.repaired:
+        yield f"Invalidated: {report.repaired} stale entries."
+    cost = report.cost
+    yield (
+        f"{cost.loads} loads, {cost.load_seconds:.2f} s of loading; {cost.commands} commands and "
+        f"{cost.bytes_read / 1e6:.2f} MB from Redis; {cost.elapsed_seconds:.1f} s."
+    )

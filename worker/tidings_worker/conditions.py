@@ -1,0 +1,59 @@
+"""Which events a rule of a file is for: ``when = { plan = ["pro", "team"] }``. Pure.
+
+Of an event that carries a row as it was and as it is, either of them will do: a user who leaves the plan "pro" is to be
+invalidated as one who has it.
+"""
+
+from collections.abc import Collection, Mapping
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel
+from tidings import Event
+from tidings.templates import text_of
+
+from .file_calls import ValueOf
+from .mapping import value_of
+
+#: What a condition compares as it is; other values (a date, a UUID) by their text in an event's JSON.
+_PLAIN = (str, int, float, Decimal)
+
+
+def holds(conditions: Mapping[str, Collection[Any]], event: Event) -> bool:
+    """Say whether the event's data, or one of its rows, have for each name one of the values that `comparable` made.
+
+    What the data do not have equals nothing. Raises ArgumentError for values that have no text, such as lists.
+    """
+    if not conditions:
+        return True
+    found = [_found(value_of(event), name) for name in ("before", "after")]
+    rows = [row for row in found if isinstance(row, Mapping | BaseModel)]
+    return any(_all_hold(conditions, value_of(event, row)) for row in rows or [event])
+
+
+def _found(values: ValueOf, name: str) -> Any:
+    try:
+        return values(name)
+    except KeyError:
+        return None
+
+
+def _all_hold(conditions: Mapping[str, Collection[Any]], values: ValueOf) -> bool:
+    for name, accepted in conditions.items():
+        try:
+            value = values(name)
+        except KeyError:
+            return False
+        if comparable(value, name) not in accepted:
+            return False
+    return True
+
+
+def comparable(value: Any, name: str) -> tuple[bool, Any]:
+    """Return what equals that of another value when they are the same in JSON: true is not 1. Raises ArgumentError."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, _PLAIN):
+        return isinstance(value, bool), value
+    return False, text_of(value, f"{{{name}}}")

@@ -1,0 +1,46 @@
+"""How the servers are asked: the store and the jobs of one cache, each answer within the operation's timeout."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from tidings import Cache
+from tidings.errors import DecodeError, UnavailableError
+from tidings.keys import Keyspace
+from tidings.sealing import Sealer
+
+from tidings_worker.servers import store_of
+
+T = TypeVar("T")
+
+
+class Servers:
+    """The servers of a cache. Raises ConfigurationError for one in memory."""
+
+    def __init__(self, cache: Cache, jobs: Redis) -> None:
+        self.store = store_of(cache)
+        self.jobs = jobs
+        self._sealer = Sealer(cache.settings)
+        self.keys: Keyspace = cache.keys
+        self.group = cache.settings.group
+        self.streams = [stream.events for stream in cache.keys.streams(cache.settings.partitions)]
+
+    def unsealed(self, call: str, namespace: str, key: str) -> str:
+        """Return the text of the call that an entry names; empty where this process has not the keys to read it."""
+        try:
+            return self._sealer.unseal_call(call, namespace, key)
+        except DecodeError:
+            return ""
+
+    async def holding(self, key: str) -> Redis:
+        """Return a client of the server that has a key."""
+        return await self.store.client_for(key)
+
+    async def timely(self, reply: Awaitable[T]) -> T:
+        """Wait for a client's reply. Raises UnavailableError when it takes too long, and what Redis raises."""
+        try:
+            async with asyncio.timeout(self.store.timeout):
+                return await reply
+        except TimeoutError:
+            raise UnavailableError(f"no answer within {self.store.timeout} s") from None

@@ -1,0 +1,244 @@
+"""An answer as rows of a label and a text, for people; and as one JSON object, for programs. Pure."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tidings import Envelope
+from tidings.causes import Cause, Kind
+
+from tidings_worker.times import age, moment_of
+
+from .explanation import Entry, Explanation, State, TokenNow
+from .gathering import Answer, WarmState
+from .history import Change
+
+#: What the codes of `continuity` mean.
+LOSSES = {
+    "group": "the consumer group was gone, or made anew",
+    "stream": "the stream was replaced",
+    "trimmed": "entries were removed that may not have been read",
+    "deleted": "entries were deleted that may not have been read",
+    "position": "the group's position was set by hand",
+    "pending": "entries that were delivered and not applied were removed",
+    "history": "a server was restarted, or another took over, which may lack what was acknowledged",
+}
+
+_STATES = {
+    State.FRESH: "served from the cache",
+    State.EXPIRED: "not served: its ttl has passed; it is kept for when a load takes long or fails",
+    State.INVALIDATED: "not served: invalidated after it was loaded",
+    State.GONE: "not served: a token it depends on is gone (evicted, flushed or expired), so it may be wrong",
+    State.VACANT: "not cached: invalidated by its name, or being loaded for the first time",
+    State.ABSENT: "not cached: never loaded, expired, deleted by a pattern, or evicted",
+    State.FOREIGN: "not served: the bytes are none of this version's entries",
+}
+
+#: Events that are listed one by one.
+_LISTED = 5
+_DAY_US = 86_400_000_000
+
+_HOW = {"read": "for a read", "warm": "as a warm", "refresh": "by refresh()", "set": "by set()"}
+
+
+def rows(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Give what there is to say, the most important first."""
+    told = answer.explanation
+    yield "key", told.key
+    if answer.call:
+        yield "call", answer.call
+    yield "state", _STATES[told.state]
+    yield from _why(told, answer.events)
+    if told.entry is not None:
+        yield from _entry_rows(told, told.entry)
+    yield "tokens", ", ".join(_token(now, loaded=told.entry is not None) for now in told.tokens)
+    if told.lease_ms:
+        yield "load", f"one runs now; others wait for it {told.lease_ms / 1000:.1f} s more at most"
+    yield "warm", _warm(answer.warm)
+    yield from _waiting_rows(answer)
+
+
+def _why(told: Explanation, events: Mapping[str, Envelope]) -> Iterator[tuple[str, str]]:
+    wrong = told.state in {State.INVALIDATED, State.GONE}
+    if wrong and not told.complete:
+        yield "why", "the log goes back less far than the load: there may have been changes before these"
+    for change in told.changes if wrong else told.changes[-1:]:
+        label = "why" if wrong else "last"
+        yield label, f"{_what(change)} was invalidated {_ago(told, change.at_us)}"
+        for line in _by(change, events):
+            yield "", line
+    if not wrong and not told.changes:
+        yield "last", "no invalidation is known"
+
+
+def _by(change: Change, events: Mapping[str, Envelope]) -> Iterator[str]:
+    cause = change.cause
+    if cause.kind is Kind.EVENT:
+        event = events.get(cause.stream_id)
+        name = cause.event_id if event is None else f"{event.type} {cause.event_id}"
+        entry = "" if cause.stream_id in {"", cause.event_id} else f", entry {cause.stream_id}"
+        yield f"by the event {name}{entry}"
+        yield f"through {cause.rule}"
+        latency_ms = latency(change)
+        if latency_ms is not None:
+            yield f"{latency_ms:.1f} ms after it was in the stream"
+    elif cause.kind is Kind.CALL:
+        yield f"by a call of {cause.method} in {cause.process}"
+    elif cause.kind is Kind.LOST:
+        yield f"because events may have been lost{f' from {cause.stream}' if cause.stream else ''}: {_losses(cause)}"
+    else:
+        yield f"by {cause.text or 'somebody who did not say why'}"
+
+
+def _losses(cause: Cause) -> str:
+    return "; ".join(LOSSES.get(code, code) for code in cause.codes)
+
+
+def latency(change: Change) -> float | None:
+    """Return the milliseconds from an event's arrival in the stream to its invalidation; None where it is unknown.
+
+    Both are times of the server: of one, or on a cluster of two.
+    """
+    published = moment_of(change.cause.stream_id)
+    return None if published is None else max(0.0, change.at_us / 1000 - published.timestamp() * 1000)
+
+
+def _entry_rows(told: Explanation, entry: Entry) -> Iterator[tuple[str, str]]:
+    born, facts = entry.born, entry.facts
+    how = _HOW.get(facts.how, "")
+    took = f", loaded in {born.load_us / 1000:.2g} ms" if born.load_us else ""
+    yield "filled", f"{_ago(told, born.filled_us)}, {how} in {facts.by}{took}"
+    if told.state is State.FRESH and told.since_change_us is not None:
+        yield "", f"{told.since_change_us / 1000:.1f} ms after the last invalidation"
+    if entry.left_ms is not None:
+        left = f"{age(entry.left_ms / 1000)} left" if entry.left_ms > 0 else "passed"
+        yield "ttl", f"{left}; {entry.size} bytes"
+
+
+def _warm(state: WarmState | None) -> str:
+    if state is None:
+        return "the server of the jobs does not answer"
+    if state.failing is not None:
+        failing = state.failing
+        return f"keeps failing, {failing.failures} times: {failing.error}: {failing.message}"
+    if state.running:
+        return "running"
+    return "none is queued" if state.queued_for is None else "queued"
+
+
+def _waiting_rows(answer: Answer) -> Iterator[tuple[str, str]]:
+    backlog = answer.backlog
+    for stream in backlog.unread_by_anybody:
+        yield "events", f"{stream} has events that no worker has ever read"
+    if backlog.waiting and answer.concerning != []:
+        yield "events", f"{backlog.waiting} not applied yet, the oldest {age(backlog.oldest_s)} old"
+    if answer.concerning is None:
+        if backlog.waiting or backlog.dead_letters:
+            yield "", f"{backlog.dead_letters} dead letters; --rules says which of these would invalidate this entry"
+        return
+    certain = [one for one in answer.concerning if one.names]
+    for one in certain[:_LISTED]:
+        yield one.place.value, f"{one.type} {one.stream_id} would invalidate {', '.join(one.names)}"
+        if one.reason:
+            yield "", f"it was set aside: {one.reason}"
+    failing = [one for one in answer.concerning if not one.names]
+    for one in failing[:_LISTED]:
+        yield one.place.value, f"{one.type} {one.stream_id} might concern it: {one.failed}"
+    more = max(0, len(certain) - _LISTED) + max(0, len(failing) - _LISTED)
+    if more:
+        yield "", f"and {more} more"
+    if not answer.concerning:
+        letters = f"{backlog.dead_letters} dead letters" if backlog.dead_letters else "no dead letter"
+        yield "events", f"{backlog.waiting} wait, {letters}: none of them would invalidate it"
+
+
+def _token(now: TokenNow, *, loaded: bool) -> str:
+    if now.token is None:
+        return f"{now.name} ({'gone' if loaded else 'none yet'})"
+    return f"{now.name} (changed)" if loaded and not now.same else now.name
+
+
+def _what(change: Change) -> str:
+    return {"entry": "the entry itself", "all": "everything"}.get(change.what, change.what)
+
+
+def _ago(told: Explanation, us: int) -> str:
+    moment = datetime.fromtimestamp(us / 1e6, UTC)
+    date = "" if told.now_us - us < _DAY_US else f"{moment:%Y-%m-%d} "
+    return f"{age((told.now_us - us) / 1e6)} ago, at {date}{moment:%H:%M:%S.%f}"[:-3] + "Z"
+
+
+def document(answer: Answer) -> dict[str, Any]:
+    """Return plain JSON types; times are RFC 3339 in UTC, durations in the unit that their name ends in."""
+    told = answer.explanation
+    warm, backlog = answer.warm, answer.backlog
+    return {
+        "key": told.key,
+        "call": answer.call or None,
+        "state": told.state.value,
+        "served": told.state is State.FRESH,
+        "entry": None if told.entry is None else _entry_document(told, told.entry),
+        "tokens": [{"name": now.name, "same": now.same, "there": now.token is not None} for now in told.tokens],
+        "changes": [_change_document(change, answer.events) for change in told.changes],
+        "changes_complete": told.complete,
+        "loading_for_at_most_ms": told.lease_ms or None,
+        "warm": None
+        if warm is None
+        else {
+            "queued": warm.queued_for is not None,
+            "running": warm.running,
+            "failing": None if warm.failing is None else f"{warm.failing.error}: {warm.failing.message}",
+        },
+        "events_waiting": backlog.waiting,
+        "oldest_waiting_s": round(backlog.oldest_s, 3),
+        "streams_without_group": backlog.unread_by_anybody,
+        "dead_letters": backlog.dead_letters,
+        "concerning": None
+        if answer.concerning is None
+        else [
+            {
+                "stream_id": one.stream_id,
+                "type": one.type,
+                "place": one.place.value,
+                "invalidates": list(one.names),
+                "failed": one.failed or None,
+            }
+            for one in answer.concerning
+        ],
+    }
+
+
+def _entry_document(told: Explanation, entry: Entry) -> dict[str, Any]:
+    born, facts = entry.born, entry.facts
+    return {
+        "filled_at": _rfc3339(born.filled_us),
+        "by": facts.by,
+        "how": facts.how,
+        "load_ms": born.load_us / 1000,
+        "ttl_left_s": None if entry.left_ms is None else entry.left_ms / 1000,
+        "bytes": entry.size,
+        "tags": list(facts.tags),
+        "after_last_change_ms": None if told.since_change_us is None else told.since_change_us / 1000,
+    }
+
+
+def _change_document(change: Change, events: Mapping[str, Envelope]) -> dict[str, Any]:
+    cause = change.cause
+    event = events.get(cause.stream_id)
+    return {
+        "what": change.what,
+        "at": _rfc3339(change.at_us),
+        "kind": cause.kind.value,
+        "event": cause.event_id or None,
+        "stream_id": cause.stream_id or None,
+        "type": None if event is None else event.type,
+        "rule": cause.rule or None,
+        "latency_ms": latency(change) if cause.kind is Kind.EVENT else None,
+        "method": cause.method or None,
+        "process": cause.process or None,
+        "lost": list(cause.codes),
+    }
+
+
+def _rfc3339(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,78 @@
+"""Rules run with example events: what they asked for, and over which examples they failed."""
+
+import traceback
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from tidings import Event
+from tidings.envelopes import Envelope
+from tidings.errors import ConfigurationError, PermanentError
+from tidings.events import UntypedEvent, class_of
+
+from tidings_worker.places import Place
+from tidings_worker.plans import Draft, Plan
+from tidings_worker.rules import Registered
+
+from .examples import examples
+
+_ENVELOPE = Envelope("example", "", "", datetime.fromtimestamp(0, UTC), {})
+
+
+@dataclass(slots=True)
+class Trial:
+    """What came of running one rule with examples of its events."""
+
+    #: events that it was run with to the end
+    ran: int = 0
+    tags: set[str] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
+    everything: bool = False
+    hot: set[str] = field(default_factory=set)
+    #: the first example of each line that asked for what cannot be: it would be a dead letter
+    failures: dict[Place, str] = field(default_factory=dict)
+    #: what else was raised, which may be the example's fault
+    errors: set[str] = field(default_factory=set)
+
+
+def try_out(registered: Registered) -> Trial:
+    """Run a rule, which decides from the event alone and may run any number of times, with examples of its class."""
+    trial = Trial()
+    event_class = registered.event_class or class_of(registered.event_type)
+    if event_class is UntypedEvent:
+        return trial
+    for event in examples(event_class):
+        _run(registered, event, trial)
+    return trial
+
+
+def _run(registered: Registered, event: Event, trial: Trial) -> None:
+    draft = Draft()
+    try:
+        draft.take(registered.rule(event), _ENVELOPE, registered.name)
+    except (ConfigurationError, PermanentError) as error:
+        place = _place(error, registered)
+        trial.failures.setdefault(place, f"{error}, for {_shown(event)}")
+    except Exception as error:  # noqa: BLE001 a rule is the service's code
+        trial.errors.add(f"{type(error).__name__}: {error}")
+    else:
+        trial.ran += 1
+    _note(draft.plan(), trial)
+
+
+def _note(plan: Plan, trial: Trial) -> None:
+    trial.tags |= plan.tags
+    trial.namespaces |= plan.namespaces
+    trial.everything = trial.everything or plan.everything
+    trial.hot |= {hot.namespace for hot in plan.hot}
+
+
+def _place(error: Exception, registered: Registered) -> Place:
+    """Return the innermost line of the rule's own file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == registered.place.file and frame.lineno]
+    return Place(registered.place.file, lines[-1]) if lines else registered.place
+
+
+def _shown(event: Event) -> str:
+    text = event.model_dump_json()
+    return text if len(text) <= 120 else f"{text[:119]}…"  # noqa: PLR2004 a line of a report

@@ -10,6 +10,8 @@ from functools import lru_cache
 from types import GenericAlias, SimpleNamespace
 from typing import Any, get_type_hints
 
+from pydantic import ValidationError
+
 from .codec import JSON, Codec
 from .described import Described
 from .errors import ArgumentError, ConfigurationError, DecodeError, EncodeError, TidingsError
@@ -96,7 +98,16 @@ def from_json_value(function: Described[Any, Any], name: str, value: Any) -> Any
     try:
         return _codec(function, name).decode(JSON + json.dumps(value).encode())
     except DecodeError as error:
-        raise ArgumentError(f"{function.identity}: the argument {name!r} does not fit: {error.__cause__}") from None
+        raise ArgumentError(f"{function.identity}: the argument {name!r} does not fit: {_problem(error)}") from None
+
+
+def _problem(error: DecodeError) -> str:
+    """Say what does not fit, without the value: arguments can be personal."""
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return str(cause)
+    found = cause.errors(include_input=False, include_context=False, include_url=False)
+    return "; ".join(str(problem["msg"]) for problem in found)
 
 
 @lru_cache(maxsize=1024)

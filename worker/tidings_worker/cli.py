@@ -1,5 +1,7 @@
 """The command line, put together; each command is a module of `commands`."""
 
+from collections.abc import Callable
+
 import typer
 
 from .commands import (
@@ -25,21 +27,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Event-driven cache invalidation: publish what changed, and no cache serves what was.",
 )
-app.command()(worker.worker)
-app.command()(publishing.publish)
-app.command()(publishing.invalidate)
-app.command()(stats.stats)
-app.command()(explain.explain)
-app.command()(verify.verify)
-app.command()(tail.tail)
-app.command()(lint.lint)
-app.command()(keys.keys)
-app.command()(simulate.simulate)
-app.command()(demo.demo)
-app.command()(replay.replay)
-app.command()(groups.groups)
-app.command()(warms.warms)
-app.add_typer(dlq.app, name="dlq")
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Run": (worker.worker, publishing.publish, publishing.invalidate, warms.warm, demo.demo),
+    "Look": (explain.explain, tail.tail, groups.groups, stats.stats, warms.warms),
+    "Check": (lint.lint, simulate.simulate, keys.keys, verify.verify, replay.replay),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(dlq.app, name="dlq", rich_help_panel="Look")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from tidings_worker.explaining.gathering import Answer, Subject, answer
 from tidings_worker.explaining.subjects import by_call, by_key, function_named
 from tidings_worker.explaining.wording import document, rows
 from tidings_worker.jobs import jobs_pool
+from tidings_worker.letters import escaped
 from tidings_worker.loading import load_rules
 from tidings_worker.rules import Rules
 from tidings_worker.telemetry import configure_logging
@@ -56,5 +57,5 @@ async def _ask(cache: Cache, subject: Subject, call: str, rules: Rules | None) -
 def _print(found: Answer) -> None:
     table = Table.grid(padding=(0, 2))
     for label, text in rows(found):
-        table.add_row(Text(label, style="bold"), Text(text))
+        table.add_row(Text(label, style="bold"), Text(escaped(text)))
     out.print(table)

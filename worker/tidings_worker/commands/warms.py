@@ -1,4 +1,4 @@
-"""``tidings warms``."""
+"""``tidings warms``, and ``tidings warm``."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,8 +9,11 @@ from rich.text import Text
 from tidings import Cache
 from tidings.settings import redact
 
+from tidings_worker.explaining.subjects import bound, function_named
 from tidings_worker.jobs import jobs_pool, jobs_url
 from tidings_worker.letters import escaped
+from tidings_worker.plans import Warm
+from tidings_worker.queueing import WarmQueue
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import age
 from tidings_worker.warm_view import Failure, Job, Warms, view_warms
@@ -32,6 +35,30 @@ def warms(
         print_json({"server": where, **found.as_json()})
     else:
         _print(found, where)
+
+
+@reporting
+def warm(
+    function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="a cached function")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="its arguments: 42, name=ada; JSON or text")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="load it even if what is cached is still valid")] = False,
+) -> None:
+    """Have a worker load an entry ahead of its readers; the worker must have the function's module loaded."""
+    configure_logging(verbose=False)
+    found = function_named(function)
+    args, kwargs = bound(found, arguments or [])
+    asked = Warm(found, *args, **kwargs)
+    with client_cache(found.cache.settings) as cache:
+        asyncio.run(_hand_off(cache, asked, refresh=refresh))
+    out.print(Text(escaped(asked.name)), soft_wrap=True)
+
+
+async def _hand_off(cache: Cache, asked: Warm, *, refresh: bool) -> None:
+    pool = jobs_pool(cache.settings)
+    try:
+        await WarmQueue(pool, cache.keys.jobs).hand_off([asked], refresh=refresh)
+    finally:
+        await pool.aclose()
 
 
 async def _look(cache: Cache, limit: int) -> Warms:

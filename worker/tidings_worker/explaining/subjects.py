@@ -41,10 +41,22 @@ def function_named(target: str) -> Described[Any, Any]:
 
 
 def by_call(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[Subject, str]:
-    """Return the entry of a call, and the call as people write it.
+    """Return the entry of a call, and the call as people write it. Raises what `bound` raises."""
+    args, kwargs = bound(function, arguments)
+    try:
+        call = function.call_of(*args, **kwargs)
+    except (TypeError, ArgumentError) as error:
+        raise ConfigurationError(f"{function.identity}: {error}") from None
+    values = function.signature.arguments(function.signature.bind(*args, **kwargs))
+    shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return Subject(call.namespace, call.name, call.tags), f"{function.identity}({shown})"
 
-    An argument is JSON, or a text as it stands, and becomes what the parameter's annotation says; ``name=value`` is
-    given by name. Raises ConfigurationError when the arguments do not bind or do not fit.
+
+def bound(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments of a call as people type them.
+
+    Each is JSON, or a text as it stands, and becomes what the parameter's annotation says; ``name=value`` is given by
+    name. Raises ConfigurationError for one too many, and ArgumentError for one that does not fit.
     """
     names = [name for name, p in inspect.signature(function.uncached).parameters.items() if p.kind not in _GATHERING]
     args: list[Any] = []
@@ -57,13 +69,7 @@ def by_call(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[Su
             args.append(_argument(function, names[len(args)], text))
         else:
             raise ConfigurationError(f"{function.identity}: {text!r} is one argument too many")
-    try:
-        call = function.call_of(*args, **kwargs)
-    except (TypeError, ArgumentError) as error:
-        raise ConfigurationError(f"{function.identity}: {error}") from None
-    values = function.signature.arguments(function.signature.bind(*args, **kwargs))
-    shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
-    return Subject(call.namespace, call.name, call.tags), f"{function.identity}({shown})"
+    return args, kwargs
 
 
 _GATHERING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -1,4 +1,4 @@
-"""The journal: what each event did, told only while somebody reads, and never in the way of a batch. On a real server."""
+"""The journal: what each event did, told while somebody reads, and never in the way of a batch. On a real server."""
 
 import asyncio
 import itertools
@@ -234,11 +234,14 @@ async def test_a_key_of_another_type_in_its_place_does_not_disturb_the_worker(cl
 
 async def test_a_worker_that_may_not_look_goes_on(url, client):
     client.acl_setuser("blind", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-exists"])
-    async with Cache(url.replace("redis://", "redis://blind:x@")) as cache:
-        journal = Journal(cache.reader().store, cache.keys, "me", clock=itertools.count(step=LOOK_SECONDS).__next__)
-        with capture_logs() as logs:
-            await journal.turn()
-            await journal.turn()
+    try:
+        async with Cache(url.replace("redis://", "redis://blind:x@")) as cache:
+            journal = Journal(cache.reader().store, cache.keys, "me", clock=itertools.count(step=LOOK_SECONDS).__next__)
+            with capture_logs() as logs:
+                await journal.turn()
+                await journal.turn()
+    finally:
+        client.acl_deluser("blind")
     assert [entry["event"] for entry in logs] == ["journal_failed"]
     assert not journal.wanted
 

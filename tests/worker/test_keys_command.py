@@ -202,6 +202,7 @@ def load(number: int) -> int:
         ({"key": "{number}"}, {"key": "{number}:x"}, False),
         ({"key": "{number}"}, {"key": "{number}"}, True),
     ],
+    ids=["alike", "other tags", "other namespaces", "one template", "two templates", "same template"],
 )
 def test_functions_meet_when_namespace_name_and_template_are_the_same(one, other, meet):
     """And then a call of either has the same key, as keys themselves show."""
@@ -210,7 +211,11 @@ def test_functions_meet_when_namespace_name_and_template_are_the_same(one, other
     assert (first.call_of(1).name == second.call_of(1).name and one.get("namespace") == other.get("namespace")) is meet
 
 
-@pytest.mark.parametrize("options", [{}, {"key": "{number}"}, {"key": "n-{number}", "namespace": "shapes"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"key": "{number}"}, {"key": "n-{number}", "namespace": "shapes"}],
+    ids=["hash", "template", "namespace"],
+)
 def test_the_shape_of_a_key_is_that_of_the_keys_of_calls(options):
     function = decorated_again(load, **options)
     shape = registration_of(function).key

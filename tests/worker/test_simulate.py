@@ -162,24 +162,24 @@ def test_an_entry_whose_data_do_not_fit_fails_in_each_rule(simulate, url, client
     assert all("user_id" in problem for problem in problems)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["simulate.moved", "--data", '{"user_id": 7}'], "day"),
-        (["simulate.moved", "--data", "[7]"], "--data"),
-        (["simulate.moved", "--data", "{"], "--data"),
-        (["--fields", "[]"], "--fields"),
-        (["--fields", "{}"], "type"),
-        (["--fields", '{"type": "\\ud800"}'], "--fields"),
-        (["--fields", "{}", "--entry", "1-1"], "--entry"),
-        (["--entry", "one"], "'one'"),
-        (["--entry", "1-1"], "TIDINGS_URL"),
-        ([], "rules"),
-        (["simulate.moved", "--data", "@nowhere.json"], "nowhere.json"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_what_is_no_event_is_one_message(simulate, arguments, word):
+MISTAKES = {
+    "a field too few": (["simulate.moved", "--data", '{"user_id": 7}'], "day"),
+    "a list": (["simulate.moved", "--data", "[7]"], "--data"),
+    "half JSON": (["simulate.moved", "--data", "{"], "--data"),
+    "no file": (["simulate.moved", "--data", "@nowhere.json"], "nowhere.json"),
+    "fields in a list": (["--fields", "[]"], "--fields"),
+    "no fields": (["--fields", "{}"], "type"),
+    "no Unicode": (["--fields", '{"type": "\\ud800"}'], "--fields"),
+    "two events": (["--fields", "{}", "--entry", "1-1"], "--entry"),
+    "no stream id": (["--entry", "one"], "'one'"),
+    "no server": (["--entry", "1-1"], "TIDINGS_URL"),
+    "no type": ([], "type"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_no_event_is_one_message(simulate, mistake):
+    arguments, word = MISTAKES[mistake]
     ran = simulate(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert word in ran.err

@@ -12,17 +12,16 @@ and again when it is dealt with; one that fails is shown each time.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from tidings.events import IgnoredEventError, from_fields
-from tidings.keys import ALL
+from tidings.causes import Kind, by_event, by_rule, parse
 
 from .journal_records import EventRecord, MoreRecord, WarmRecord, read_record
+from .tail_lines import Line, Outcome, described
 from .times import moment_of
 
 #: Seconds after which an event that nobody has told of is asked after.
@@ -39,75 +38,6 @@ _REMEMBERED = 20_000
 
 #: Events that wait to be told of; beyond it the oldest are asked after at once.
 _WAITING = 10_000
-
-
-class Outcome(StrEnum):
-    """What a line tells."""
-
-    APPLIED = "applied"
-    #: applied in so far as no rule is for the event's type
-    UNRULED = "unruled"
-    #: an entry that says nothing of a change, like a tombstone
-    IGNORED = "ignored"
-    #: a rule failed; the event comes again
-    AGAIN = "again"
-    #: not applied for some seconds
-    WAITING = "waiting"
-    DEAD = "dead"
-    #: not an event's doing: a service has invalidated by itself
-    DIRECT = "direct"
-    #: events may be lost, and everything is invalidated
-    LOST = "lost"
-    WARMED = "warmed"
-    WARM_IN_VAIN = "warm_in_vain"
-    WARM_RETRIED = "warm_retried"
-    WARM_FAILED = "warm_failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One thing that happened; None and empty where nothing is known, or there is nothing.
-
-    `at` is the server's time; `complete` says whether the tokens and warms are all that the event asked for.
-    """
-
-    at: datetime
-    outcome: Outcome
-    type: str | None = None
-    subject: str | None = None
-    event_id: str | None = None
-    stream: str | None = None
-    stream_id: str | None = None
-    reason: str = ""
-    again_in_s: float | None = None
-    tokens: tuple[str, ...] = ()
-    tokens_more: int = 0
-    rules: tuple[str, ...] = ()
-    warms: tuple[str, ...] = ()
-    warms_more: int = 0
-    complete: bool = True
-    #: keys of entries, and patterns of keys, that were invalidated by themselves
-    entries: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-    age_ms: float | None = None
-    took_ms: float | None = None
-    batch: int | None = None
-    worker: str | None = None
-
-    @property
-    def tags(self) -> list[str]:
-        """The tags among the tokens."""
-        return [name.removeprefix("tag:") for name in self.tokens if name.startswith("tag:")]
-
-    @property
-    def namespaces(self) -> list[str]:
-        """The namespaces among the tokens."""
-        return [name.removeprefix("namespace:") for name in self.tokens if name.startswith("namespace:")]
-
-    @property
-    def everything(self) -> bool:
-        """Whether everything was invalidated."""
-        return ALL in self.tokens
 
 
 @dataclass(slots=True)
@@ -156,7 +86,7 @@ class Follower:
         self._group = group
         self._waiting: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._caused: OrderedDict[str, _Caused] = OrderedDict()
+        self._caused: OrderedDict[tuple[str, str], _Caused] = OrderedDict()
         self._asked: OrderedDict[str, Line] = OrderedDict()
         #: events and warms that the journal had no room for, since somebody last took the number
         self.untold = 0
@@ -167,7 +97,7 @@ class Follower:
         if key in self._told:
             return
         came = moment_of(stream_id) or datetime.fromtimestamp(now, UTC)
-        line, made, ignored = _described(stream, stream_id, fields, came)
+        line, made, ignored = described(stream, stream_id, fields, came)
         due = now + min(LATE, max(0.0, LATE - (now - came.timestamp())))
         self._waiting[key] = Awaited(line, made, now, due, ignored)
 
@@ -180,7 +110,7 @@ class Follower:
         original = {name[9:]: value for name, value in fields.items() if name.startswith(b"original:")}
         at = moment_of(letter_id) or datetime.now(UTC)
         awaited = self._waiting.pop((stream, stream_id), None)
-        line = _described(stream, stream_id, original, at)[0] if awaited is None else awaited.line
+        line = described(stream, stream_id, original, at)[0] if awaited is None else awaited.line
         self._tell((stream, stream_id))
         yield self._with_causes(replace(line, at=at, outcome=Outcome.DEAD, reason=text.get(b"reason", "")), None)
 
@@ -192,22 +122,21 @@ class Follower:
             return
         at = moment_of(log_id) or datetime.now(UTC)
         others: dict[str, list[str]] = {}
-        for name, cause in what.tokens.items():
-            event_id, by_rule, rule = cause.removeprefix("event:").partition(" rule:")
-            if by_rule and cause.startswith("event:"):
-                caused = self._caused.get(event_id)
-                if caused is None:
-                    caused = self._caused[event_id] = _Caused(at, [], {})
-                    _bound(self._caused)
+        for name, text in what.tokens.items():
+            cause = parse(text)
+            if cause.kind is Kind.EVENT:
+                caused = self._caused.setdefault((cause.event_id, cause.stream_id), _Caused(at, [], {}))
                 caused.tokens.append(name)
-                caused.rules[rule] = None
+                caused.rules[cause.rule] = None
+                _bound(self._caused)
             else:
-                others.setdefault(cause, []).append(name)
+                others.setdefault(text, []).append(name)
         if what.entries or what.patterns:
-            yield Line(at=at, outcome=Outcome.DIRECT, entries=what.entries, patterns=what.patterns)
-        for cause, names in others.items():
-            outcome = Outcome.LOST if cause.startswith("lost:") else Outcome.DIRECT
-            yield Line(at=at, outcome=outcome, reason=cause, tokens=tuple(names))
+            why = fields.get(b"why", b"").decode(errors="replace")
+            yield Line(at=at, outcome=Outcome.DIRECT, reason=why, entries=what.entries, patterns=what.patterns)
+        for text, names in others.items():
+            outcome = Outcome.LOST if parse(text).kind is Kind.LOST else Outcome.DIRECT
+            yield Line(at=at, outcome=outcome, reason=text, tokens=tuple(names))
 
     def journal(self, record_id: str, fields: Mapping[bytes, bytes], now: float) -> Iterator[Line]:
         """Take an entry of the journal."""
@@ -232,10 +161,15 @@ class Follower:
             if not awaited.acknowledged and (awaited.due <= now or number < excess)
         ]
 
-    def answered(self, awaited: Awaited, why_not: str, now: float) -> Iterator[Line]:
-        """Take what the group shows of an event: why it has not been dealt with, or nothing if it has."""
+    def answered(self, awaited: Awaited, why_not: str, now: float, *, patient: bool = True) -> Iterator[Line]:
+        """Take what the group shows of an event: why it has not been dealt with, or nothing if it has.
+
+        Where it has not it is shown when that takes long; at once unless `patient`.
+        """
         if not why_not:
             awaited.acknowledged, awaited.due = True, now + _GRACE
+            return
+        if patient and awaited.due > now:
             return
         awaited.due = now + LATE
         if not awaited.shown_late:
@@ -290,7 +224,7 @@ class Follower:
 
     def _with_causes(self, line: Line, made: datetime | None) -> Line:
         """Add what the log says; with the event's own time, when it says so, and how long after it that was."""
-        line, caused = replace(line, complete=False), self._caused.get((line.event_id or "")[:100])
+        line, caused = replace(line, complete=False), self._caused.get(_as_cause(line))
         if caused is None:
             return line
         line = replace(line, tokens=tuple(caused.tokens), rules=tuple(caused.rules))
@@ -308,34 +242,7 @@ def _bound(remembered: OrderedDict[Any, Any]) -> None:
         remembered.popitem(last=False)
 
 
-def _described(stream: str, stream_id: str, fields: Mapping[bytes, bytes], at: datetime) -> tuple[Line, datetime, str]:
-    """Return a line about an event, its own time, and what kind of event it is if workers ignore that kind."""
-    ignored = ""
-    try:
-        try:
-            envelope = from_fields(stream, stream_id, fields)
-        except IgnoredEventError as nothing:
-            ignored = nothing.kind
-            envelope = from_fields(stream, stream_id, fields, snapshot_reads=True)
-    except Exception:  # noqa: BLE001 whatever it is, workers set it aside and say why
-        event_type = fields.get(b"type", b"").decode(errors="replace") or None
-        subject = fields[b"subject"].decode(errors="replace") if b"subject" in fields else None
-        line = Line(
-            at=at, outcome=Outcome.WAITING, type=event_type, subject=subject, stream=stream, stream_id=stream_id
-        )
-        return line, at, ignored
-    line = Line(
-        at=at,
-        outcome=Outcome.WAITING,
-        type=envelope.type,
-        subject=envelope.subject,
-        event_id=envelope.id,
-        stream=stream,
-        stream_id=stream_id,
-    )
-    return line, envelope.time, ignored
-
-
-def in_order(lines: Iterable[Line]) -> list[Line]:
-    """Return lines by their times."""
-    return sorted(lines, key=lambda line: line.at)
+def _as_cause(line: Line) -> tuple[str, str]:
+    """Return the ids of an event as they come back from a cause."""
+    cause = parse(by_rule(by_event(line.event_id or "", line.stream_id), ""))
+    return cause.event_id, cause.stream_id

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tidings import Envelope
+from tidings.causes import parse
 from tidings.events import from_fields
 
 from .batches import Batch
@@ -137,7 +138,7 @@ def _envelope(stream: str, entry: Entry) -> Envelope:
 
 def _record(handled: Handled, envelope: Envelope, outcome: EventOutcome, plan: Plan) -> EventRecord:
     warms = [*(warm.name for warm in plan.warms), *(hot.name for hot in plan.hot)]
-    rules = {cause.partition(" rule:")[2]: None for cause in plan.causes.values()}
+    rules = dict.fromkeys([parse(cause).rule for cause in islice(plan.causes.values(), _NAMES)])
     return EventRecord(
         worker=handled.worker[:TEXT_LENGTH],
         group=handled.group[:TEXT_LENGTH],
@@ -149,7 +150,7 @@ def _record(handled: Handled, envelope: Envelope, outcome: EventOutcome, plan: P
         event_id=envelope.id[:TEXT_LENGTH],
         tokens=tuple([name[:TEXT_LENGTH] for name in islice(plan.causes, _NAMES)]),
         tokens_more=max(0, len(plan.causes) - _NAMES),
-        rules=tuple([name[:TEXT_LENGTH] for name in islice(rules, _NAMES)]),
+        rules=tuple([name[:TEXT_LENGTH] for name in rules]),
         warms=tuple([name[:TEXT_LENGTH] for name in warms[:_NAMES]]),
         warms_more=max(0, len(warms) - _NAMES),
         took_ms=round(handled.took_ms, 2),

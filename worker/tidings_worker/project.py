@@ -29,7 +29,7 @@ def modules_of(roots: Iterable[str]) -> list[ModuleType]:
     """
     packages = {_package(root) for root in roots}
     loaded: list[tuple[str, Any]] = list(sys.modules.items())  # and what stands in for modules
-    real = {name: module for name, module in loaded if isinstance(module, ModuleType)}
+    real = {name: module for name, module in loaded if issubclass(type(module), ModuleType)}
     return [real[name] for name in sorted(real) if _is_the_projects(name, real[name], packages)]
 
 

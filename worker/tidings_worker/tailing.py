@@ -20,10 +20,11 @@ from tidings.errors import UnavailableError
 from tidings.event_ids import Id, as_pair
 from tidings.exchanges import paired
 
-from .follower import Awaited, Follower, Line, in_order
+from .follower import Awaited, Follower
 from .journal import READ_SECONDS
 from .outage import Outage, Patience, is_outage, pause
 from .servers import store_of
+from .tail_lines import Line, in_order
 
 T = TypeVar("T")
 
@@ -78,10 +79,10 @@ class Tailing:
         for key in self._positions:
             self._positions[key] = await self._end_of(key) if start is None else _before(start)
 
-    async def past(self, *, late: bool) -> None:
+    async def past(self, *, patient: bool) -> None:
         """Tell what the streams have from where this begins until now, ordered by time.
 
-        Events that are not applied yet only if they are `late`, unless that is false: nobody follows them. Raises
+        Of events that are not applied yet only those that are late, if `patient`: `follow` tells of the others. Raises
         UnavailableError and what Redis does.
         """
         lines: list[Line] = []
@@ -90,7 +91,7 @@ class Tailing:
             for key in self._positions:
                 while entries := await self._page(await client_for(key), key):
                     lines += self._take(key, entries)
-            lines += await self._ask(self.now() if late else inf)
+            lines += await self._ask(inf, patient=patient)
         lines += self._follower.overdue(inf)
         for line in in_order(lines):
             self._tell(line)
@@ -116,7 +117,7 @@ class Tailing:
         patience = self._patience(f"tail of {keys[0]}" if len(keys) == 1 else "tail")
         link: Multiplexer | None = None
         try:
-            while True:
+            while not self._stop.is_set():
                 try:
                     if link is None:
                         link = await self._store.apart(keys[0], self._store.timeout + _BLOCK)
@@ -141,7 +142,7 @@ class Tailing:
         async def look() -> None:
             self._show(await self._ask(self.now()))
 
-        while True:
+        while not self._stop.is_set():
             if await patience.tried(look()):
                 patience.succeeded()
                 self._show(self._follower.overdue(self.now()))
@@ -151,7 +152,7 @@ class Tailing:
     async def _keep_asking(self) -> None:
         """Let workers know that somebody reads the journal, as long as somebody does."""
         patience = self._patience("tail's journal")
-        while True:
+        while not self._stop.is_set():
             await pause(READ_SECONDS / 4, self._stop)
             if await patience.tried(self._ask_for_journal()):
                 patience.succeeded()
@@ -168,7 +169,7 @@ class Tailing:
             self._refused = True
             self._note(f"workers cannot be asked to tell what each event does: {error}")
 
-    async def _ask(self, until: float) -> list[Line]:
+    async def _ask(self, until: float, *, patient: bool = True) -> list[Line]:
         """Ask after the events that are due until then."""
         lines: list[Line] = []
         by_stream: dict[str, list[Awaited]] = defaultdict(list)
@@ -177,7 +178,8 @@ class Tailing:
         for stream, several in by_stream.items():
             reasons = await self._why_not_yet(stream, [awaited.key[1] for awaited in several])
             for awaited in several:
-                lines += self._follower.answered(awaited, reasons[awaited.key[1]], self.now())
+                why_not = reasons[awaited.key[1]]
+                lines += self._follower.answered(awaited, why_not, self.now(), patient=patient)
         return lines
 
     async def _why_not_yet(self, stream: str, ids: Sequence[str]) -> dict[str, str]:

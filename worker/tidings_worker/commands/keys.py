@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @reporting
 def keys(
-    modules: Annotated[list[str], typer.Argument(metavar="MODULE...", help="modules, or packages with all in them")],
+    modules: Annotated[list[str], typer.Argument(metavar="MODULE", help="modules, or packages with all in them")],
     form: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.TABLE,
     as_json: AsJson = False,
 ) -> None:

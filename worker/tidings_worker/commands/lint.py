@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @reporting
 def lint(  # noqa: PLR0917 typer calls it by name
-    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="rules: MODULE:RULES or a file.toml")],
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET", help="rules: MODULE:RULES or a file.toml")],
     module: Annotated[
         list[str] | None,
         typer.Option(help="a module or package with cached functions or events that rules do not import"),
@@ -30,7 +30,9 @@ def lint(  # noqa: PLR0917 typer calls it by name
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="CODE", help="a code to leave out; may be repeated")
     ] = None,
-    server: Annotated[bool, typer.Option(help="ask the server of TIDINGS_URL which events there are, too")] = False,
+    server: Annotated[
+        bool, typer.Option("--server", help="ask the server of TIDINGS_URL which events there are, too")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also say what cannot be told")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,8 +86,9 @@ def _print(report: "Report", *, verbose: bool) -> None:
         out.print(f"{_place(finding)} {finding.code} {finding.message}", markup=False, soft_wrap=True)
     amount = len(report.found)
     looked = f"{report.rules} rules, {report.readers} cached functions"
-    more = "" if verbose or not report.notes else f"; {len(report.notes)} things cannot be told, see --verbose"
-    errors.print(f"{amount or 'no'} finding{'' if amount == 1 else 's'} in {looked}{more}")
+    more = "" if verbose or not report.notes else f"; {len(report.notes)} cannot be told, see --verbose"
+    said = f"{amount or 'no'} finding{'' if amount == 1 else 's'} in {looked}{more}"
+    errors.print(said, markup=False, soft_wrap=True)
 
 
 def _place(finding: "Finding") -> str:

@@ -21,7 +21,7 @@ from tidings_worker.simulating import Effect, Hit, effects, hits
 from tidings_worker.telemetry import configure_logging
 
 from .base import EXIT_FOUND, AsJson, errors, out, print_json, reach_server, reporting
-from .publishing import _event, _text
+from .given import event_given, text_given
 
 #: Where an event that is made up here would be.
 _NOWHERE = "simulated"
@@ -64,7 +64,7 @@ def simulate(  # noqa: PLR0917 typer calls it by name
         elif fields is not None:
             envelope = _decoded(_NOWHERE, "0-0", _fields(fields))
         else:
-            event = _event(arguments[-1], data)
+            event = event_given(arguments[-1], data)
             written = to_fields(event, source=_NOWHERE, subject=subject)
             envelope = _decoded(_NOWHERE, "0-0", {name.encode(): value.encode() for name, value in written.items()})
     except IgnoredEventError as error:
@@ -102,7 +102,7 @@ def _decoded(stream: str, stream_id: str, fields: dict[bytes, bytes]) -> Envelop
 
 def _fields(given: str) -> dict[bytes, bytes]:
     try:
-        document = json.loads(_text(given))
+        document = json.loads(text_given(given))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"--fields is not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -12,8 +12,8 @@ import typer
 from tidings import Cache
 from tidings.errors import ConfigurationError
 
-from tidings_worker.follower import Line, Outcome
 from tidings_worker.tail_filter import Wanted
+from tidings_worker.tail_lines import Line, Outcome
 from tidings_worker.tailing import Tailing
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import parse_since
@@ -22,6 +22,8 @@ from .base import AsJson, client_cache, errors, out, print_json, reach_server, r
 from .tail_views import print_line
 
 Globs = list[str] | None
+
+_OUTCOMES = f"only what came out so: {', '.join(Outcome)}"
 
 
 @reporting
@@ -33,7 +35,7 @@ def tail(  # noqa: PLR0917 the options' order is theirs in the help
         typer.Option(metavar="GLOB", help="only what invalidates such a namespace, or entries there, or warms them"),
     ] = None,
     subject: Annotated[Globs, typer.Option(metavar="GLOB", help="only events with such a subject")] = None,
-    outcome: Annotated[list[Outcome] | None, typer.Option(help="only what came out so")] = None,
+    outcome: Annotated[list[Outcome] | None, typer.Option(metavar="OUTCOME", help=_OUTCOMES)] = None,
     since: Annotated[str | None, typer.Option(help="begin there: 10m, 2026-11-21T10:00Z, or an id")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="end after so many")] = None,
     follow: Annotated[bool, typer.Option(help="go on with what happens; else end with what --since has")] = True,
@@ -41,8 +43,8 @@ def tail(  # noqa: PLR0917 the options' order is theirs in the help
 ) -> None:
     """Show events as they are applied and what each one did, and invalidations by services. Ctrl-C ends it.
 
-    An option given again shows what matches either. What is from before workers knew that somebody looks on is shown as
-    far as the streams tell it.
+    An option given twice shows what matches either. Workers tell what events
+    do while somebody looks on; before that, the streams show most of it.
     """
     configure_logging(verbose=False)
     if not follow and since is None:
@@ -104,7 +106,7 @@ async def _tail(cache: Cache, since: str | None, screen: _Screen, *, follow: boo
         if follow:
             _note(f"following {cache.telemetry.server}; Ctrl-C ends it")
         if since is not None:
-            await tailing.past(late=follow)
+            await tailing.past(patient=follow)
         if follow and not screen.full.is_set():
             await tailing.follow()
     finally:

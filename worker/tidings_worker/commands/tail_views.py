@@ -6,8 +6,8 @@ from datetime import datetime
 from rich.console import Console
 from rich.text import Text
 
-from tidings_worker.follower import Line, Outcome
 from tidings_worker.letters import escaped
+from tidings_worker.tail_lines import Line, Outcome
 from tidings_worker.times import age
 
 #: Names that are shown of many; JSON has them all.
@@ -38,12 +38,11 @@ _WARMS = {
 
 def print_line(console: Console, line: Line) -> None:
     """Print a line, folded at the console's width with the time left free."""
-    stamp = Text(_time(line.at) + " ", style="dim")
-    body = _body(line)
+    stamp = f"{_time(line.at)} "
     room = max(_LEAST_WIDTH, console.width - len(stamp))
-    for number, part in enumerate(body.wrap(console, room)):
+    for number, part in enumerate(_body(line).wrap(console, room)):
         part.rstrip()
-        console.print(Text(" " * len(stamp)) + part if number else stamp + part, soft_wrap=True)
+        console.print(Text.assemble(" " * len(stamp) if number else (stamp, "dim"), part), soft_wrap=True)
 
 
 def _body(line: Line) -> Text:

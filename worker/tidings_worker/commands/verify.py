@@ -49,9 +49,9 @@ def verify(  # noqa: PLR0917 typer calls it by name
     configure_logging(verbose=False)
     plan = Plan(
         sample,
-        _per_second(rate),
-        _seconds("--for", longest),
-        _seconds("--grace", grace),
+        per_second(rate),
+        seconds("--for", longest),
+        seconds("--grace", grace),
         namespaces=tuple(map(check_namespace, namespace or ())),
         repair=repair,
         values=values,
@@ -85,6 +85,7 @@ async def _audit(cache: Cache, plan: Plan, shown: Callable[[int], None]) -> Repo
     try:
         return await Audit(cache, plan, progress=shown).run(stop)
     finally:
+        loop.set_default_executor(DaemonThreads())  # closing needs a thread, and loads may hang in all of the others
         await cache.aclose(drain_timeout=0)
 
 
@@ -98,16 +99,18 @@ def _import(targets: Sequence[str]) -> None:
         load_rules(rules)
 
 
-def _seconds(option: str, text: str) -> float:
+def seconds(option: str, text: str) -> float:
+    """Return how long a text says, in seconds. Raises ConfigurationError."""
     found = _SECONDS.fullmatch(text.strip())
     if found is None:
         raise ConfigurationError(f"{option} {text!r:.60} is no time: write 500ms, 60s, 5m or 1h")
     return float(found[1]) * _UNITS[found[2] or "s"]
 
 
-def _per_second(text: str) -> float:
+def per_second(text: str) -> float:
+    """Return how many a second a text says. Raises ConfigurationError."""
     found = _RATE.fullmatch(text.strip())
-    per_second = 0.0 if found is None else float(found[1]) / _UNITS[found[2] or "s"]
-    if not per_second:
+    rate = 0.0 if found is None else float(found[1]) / _UNITS[found[2] or "s"]
+    if not rate:
         raise ConfigurationError(f"--rate {text!r:.60} is no rate: write 50/s or 100/m")
-    return per_second
+    return rate

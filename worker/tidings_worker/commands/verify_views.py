@@ -7,7 +7,7 @@ from rich.text import Text
 
 from tidings_worker.explaining.calls_shown import call_shown
 from tidings_worker.times import age
-from tidings_worker.verifying.nines import nines, percent
+from tidings_worker.verifying.nines import nines_text, percent
 from tidings_worker.verifying.reports import Finding, Report, Tally
 from tidings_worker.verifying.verdicts import Outcome
 
@@ -37,11 +37,11 @@ def show(report: Report) -> None:
     for heading in ("entries", "checked", "stale", "consistency at least", "nines"):
         table.add_column(heading, justify="right")
     for name, tally in sorted(report.namespaces.items()):
-        table.add_row(Text(name), str(tally.entries), str(tally.checked), str(tally.stale), *_bound(tally))
+        table.add_row(Text(_plain(name)), str(tally.entries), str(tally.checked), str(tally.stale), *_bound(tally))
     out.print(table)
     for name, tally in sorted(report.namespaces.items()):
         for line in _others(tally):
-            out.print(f"{name}: {line}", markup=False)
+            out.print(f"{_plain(name)}: {line}", markup=False)
     for line in _ending(report):
         out.print(line, markup=False)
 
@@ -50,7 +50,9 @@ def _show_finding(finding: Finding) -> None:
     grid = Table.grid(padding=(0, 2))
     style = "red" if finding.outcome is Outcome.STALE else "yellow"
     for label, text in _rows(finding):
-        grid.add_row(Text(label, style=style if label == finding.outcome else "bold"), Text(text, overflow="fold"))
+        grid.add_row(
+            Text(label, style=style if label == finding.outcome else "bold"), Text(_plain(text), overflow="fold")
+        )
     out.print(grid)
     out.print()
 
@@ -64,13 +66,21 @@ def _rows(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "cached", finding.cached
         yield "loaded", finding.loaded or ""
     for token in finding.tokens:
-        yield "token", f"{token.name}, {age(token.age_s)} old: {token.cause}"
+        if token.age_s is not None:
+            yield "token", f"{token.name}, last invalidated {age(token.age_s)} ago, {token.cause}"
+    if never := [token.name for token in finding.tokens if token.age_s is None]:
+        yield "tokens", f"never invalidated: {', '.join(never)}"
+
+
+def _plain(text: str) -> str:
+    """Return a text without what a terminal would obey: anybody may have written it into Redis."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _bound(tally: Tally) -> tuple[str, str]:
     if not tally.checked:
         return "-", "-"
-    return percent(tally.stale_at_most), f"{nines(tally.stale_at_most) - 0.05:.1f}"
+    return percent(tally.stale_at_most), nines_text(tally.stale_at_most)
 
 
 def _others(tally: Tally) -> Iterator[str]:

@@ -22,7 +22,7 @@ def unknown_fields(registered: Registered, node: AnyFunction, *, bound: bool) ->
     event_class = registered.event_class or class_of(registered.event_type)
     name = parameters[0].arg
     nodes = list(own_nodes(node))
-    if any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Store) for n in nodes):
+    if any(_makes_it_another(n, name) for n in nodes):
         return
     asked_for = {n.args[1].value for n in nodes if _is_hasattr(n)}  # type: ignore[attr-defined]
     for inner in nodes:
@@ -35,6 +35,18 @@ def unknown_fields(registered: Registered, node: AnyFunction, *, bound: bool) ->
                     spot = Spot(Place(registered.place.file, inner.lineno), (lines_of(inner), head(node)))
                     read = ".".join((name, *attributes))
                     yield spot, f"{read}: {owner.__name__} has no {attribute!r}; {_has(owner)}"
+
+
+def _makes_it_another(node: ast.AST, name: str) -> bool:
+    """Return whether from here on the name may stand for something else, or for an event known to be of one class."""
+    match node:
+        case ast.Name(id=found, ctx=ast.Store()):
+            return found == name
+        case ast.Call(func=ast.Name(id="isinstance" | "type"), args=[ast.Name(id=found), *_]):
+            return found == name
+        case ast.Match(subject=ast.Name(id=found)):
+            return found == name
+    return False
 
 
 def _is_hasattr(node: ast.AST) -> bool:
@@ -61,7 +73,8 @@ def _missing(owner: Any, attributes: list[str]) -> tuple[str, type[BaseModel]] |
             return None
         if attribute not in owner.model_fields:
             last = position == len(attributes) - 1
-            return (attribute, owner) if last and not hasattr(owner, attribute) else None
+            absent = not attribute.startswith("_") and not hasattr(owner, attribute)
+            return (attribute, owner) if last and absent else None
         owner = _model(owner.model_fields[attribute].annotation)
     return None
 

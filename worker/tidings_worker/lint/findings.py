@@ -24,6 +24,7 @@ CODES = {
     "unpublished-type": "a rule for a type that nobody publishes",
     "unread-tag": "a tag that no reader has",
     "unread-namespace": "a namespace that no reader is in",
+    "no-readers": "no reader was seen, so that nothing can be said of tags and namespaces",
     "uninvalidated-reader": "a reader that nothing invalidates",
     "unbound-warm": "a warm whose arguments cannot be those of its function",
     "unimportable-warm": "a warm of a function that no worker can import",
@@ -113,11 +114,16 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """Yield everything that is wrong, and what cannot be told, in no order."""
     yield from _unruled(facts)
     yield from _unpublished(facts)
-    yield from _unread_tags(facts)
-    yield from _unread_namespaces(facts)
+    if facts.readers or facts.usage.read_tags.found or facts.usage.read_namespaces.found:
+        yield from _unread_tags(facts)
+        yield from _unread_namespaces(facts)
+    elif any(rule.tags or rule.namespaces for rule in facts.rules):
+        yield Finding("no-readers", facts.target, "no cached function was seen; name their modules with --module")
     yield from _uninvalidated(facts)
+    yield from _not_understood(facts)
     for rule in facts.rules:
         yield from _in_rule(rule)
+        yield from _unknown_fields(rule, facts.rules)
     for reader in facts.readers:
         yield from _repeated(reader.templates, reader.spot)
 
@@ -147,10 +153,12 @@ def _unpublished(facts: Facts) -> Iterator[Finding]:
         event_type = rule.registered.event_type
         if event_type in known:
             continue
-        near = _near(event_type, known)
-        if near or not _TABLE.fullmatch(event_type):
-            message = f"nobody publishes {event_type!r}: no class has that type, and no code names it; {near}"
-            yield Finding("unpublished-type", rule.spot, f"{message}correct it, or say that it comes from elsewhere")
+        change = _TABLE.fullmatch(event_type)
+        near = _near(event_type, known if change is None else (one for one in known if one.endswith(f".{change[1]}")))
+        if near or change is None:
+            message = f"no code that was seen publishes {event_type!r}: no class has that type, and nothing names it"
+            cure = "correct it, name the publisher's module with --module, or silence this if it comes from elsewhere"
+            yield Finding("unpublished-type", rule.spot, f"{message}; {near}{cure}")
         else:
             message = f"{event_type!r} may be the change of a table, which no code here publishes"
             yield Finding(CANNOT_TELL, rule.spot, message)
@@ -165,8 +173,8 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _unread_tags(facts: Facts) -> Iterator[Finding]:
-    read = [*(text.shape for reader in facts.readers for text in reader.tags.found)]
-    read += [text.shape for text in facts.usage.read_tags.found]
+    read = {text.shape for reader in facts.readers for text in reader.tags.found}
+    read |= {text.shape for text in facts.usage.read_tags.found}
     opaque = [reader.function for reader in facts.readers if not reader.tags.complete]
     if not facts.usage.read_tags.complete:
         opaque.append("a call that names its own entries")
@@ -180,18 +188,19 @@ def _unread_tags(facts: Facts) -> Iterator[Finding]:
             else:
                 near = _near(str(text.shape), map(str, read))
                 yield Finding("unread-tag", spot, f"{message}; {near}give it to the readers that it makes wrong")
+
+
+def _not_understood(facts: Facts) -> Iterator[Finding]:
+    for rule in facts.rules:
         if not rule.understood:
-            message = f"what {rule.registered.name} invalidates is only known when it runs"
-            yield Finding(CANNOT_TELL, rule.spot, f"{message}{_errors(rule)}")
-
-
-def _errors(rule: RuleFacts) -> str:
-    return f": {min(rule.trial.errors)}, for an example" if rule.trial.errors else ""
+            why = f": {min(rule.trial.errors)}, for an example" if rule.trial.errors else ""
+            message = f"what {rule.registered.name} invalidates is only known when it runs{why}"
+            yield Finding(CANNOT_TELL, rule.spot, message)
 
 
 def _unread_namespaces(facts: Facts) -> Iterator[Finding]:
-    read = [Shape((reader.namespace,)) for reader in facts.readers]
-    read += [text.shape for text in facts.usage.read_namespaces.found]
+    read = {Shape((reader.namespace,)) for reader in facts.readers}
+    read |= {text.shape for text in facts.usage.read_namespaces.found}
     wanted = [
         Text(text.shape, text.spot.with_lines(*rule.spot.lines)) for rule in facts.rules for text in rule.namespaces
     ]
@@ -214,10 +223,10 @@ def _uninvalidated(facts: Facts) -> Iterator[Finding]:
     usage, rules = facts.usage, facts.rules
     if usage.everything or any(rule.asked.everything or rule.trial.everything for rule in rules):
         return
-    tags = [text.shape for rule in rules for text in rule.tags]
-    tags += [text.shape for text in (*facts.written.found, *usage.invalidated_tags.found)]
-    namespaces = [text.shape for rule in rules for text in rule.namespaces]
-    namespaces += [text.shape for text in usage.invalidated_namespaces.found]
+    tags = {text.shape for rule in rules for text in rule.tags}
+    tags |= {text.shape for text in (*facts.written.found, *usage.invalidated_tags.found)}
+    namespaces = {text.shape for rule in rules for text in rule.namespaces}
+    namespaces |= {text.shape for text in usage.invalidated_namespaces.found}
     opaque = [rule.registered.name for rule in rules if not rule.understood]
     if not facts.written.complete:
         opaque.append("a cache_write")
@@ -258,8 +267,6 @@ def _in_rule(rule: RuleFacts) -> Iterator[Finding]:
         elif warm.unimportable is not None:
             wrong |= {warm.spot.place.line}
             yield Finding("unimportable-warm", spot, warm.unimportable)
-    for spot, problem in asked.unknown_fields:
-        yield Finding("unknown-field", spot.with_lines(*lines), problem)
     for spot in asked.dropped:
         yield Finding("not-yielded", spot.with_lines(*lines), "made, and given to nobody; write yield before it")
     for place, problem in rule.trial.failures.items():
@@ -267,6 +274,15 @@ def _in_rule(rule: RuleFacts) -> Iterator[Finding]:
             yield Finding("failing-rule", Spot(place, lines), problem)
     if rule.registered.invalidates is not None:
         yield from _repeated([template.text for template in rule.registered.invalidates.tags], rule.spot)
+
+
+def _unknown_fields(rule: RuleFacts, rules: Iterable[RuleFacts]) -> Iterator[Finding]:
+    """Yield reads of what no class has for which the function is a rule: it may know which event it was given."""
+    same = [other.asked for other in rules if other.registered.rule == rule.registered.rule]
+    everywhere = [{spot.place for spot, _ in asked.unknown_fields} for asked in same]
+    for spot, problem in rule.asked.unknown_fields:
+        if all(spot.place in places for places in everywhere):
+            yield Finding("unknown-field", spot.with_lines(*rule.spot.lines), problem)
 
 
 def _repeated(templates: Iterable[str], spot: Spot) -> Iterator[Finding]:

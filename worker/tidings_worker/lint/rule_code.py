@@ -142,7 +142,7 @@ class _Reader:
             match inner:
                 case ast.Return(value=value) | ast.Yield(value=value) | ast.YieldFrom(value=value) if value is not None:
                     self._given(value, scope, depth)
-                case ast.Expr(value=ast.Call(func=called) as call) if scope.value(called) in {Invalidate, Warm}:
+                case ast.Expr(value=ast.Call(func=called) as call) if _is_one_of(scope.value(called), Invalidate, Warm):
                     self._asked.dropped.append(_spot(call, scope))
 
     def _given(self, node: ast.expr, scope: Scope, depth: int) -> None:
@@ -172,7 +172,7 @@ class _Reader:
             self._invalidate(call, scope)
         elif called is Warm:
             self._asked.warms.append(_warm(call, scope))
-        elif called in (Warm.hot, Hot):
+        elif _is_one_of(called, Warm.hot, Hot):
             return
         elif isinstance(called, FunctionType) and depth:
             node = node_of(called) if plain_function(called) is not None else None
@@ -195,6 +195,10 @@ class _Reader:
                     self._asked.everything = self._asked.everything or not never
                 case None:
                     self._asked.complete = False
+
+
+def _is_one_of(found: Any, *wanted: Any) -> bool:
+    return any(found is one for one in wanted)
 
 
 def _warm(call: ast.Call, scope: Scope) -> WarmCall:

@@ -1,7 +1,7 @@
 """What the names in a function's source stand for, as far as that can be told without running it."""
 
 import ast
-import sys
+import builtins
 from collections.abc import Mapping
 from enum import Enum
 from types import FunctionType, ModuleType
@@ -54,16 +54,22 @@ class Scope:
         return name in self._bound
 
     def value(self, node: ast.expr) -> Any:
-        """Return the object that a dotted name stands for outside of the function, else UNKNOWN."""
-        match node:
-            case ast.Name(id=name) if not self.is_local(name):
-                builtins = vars(sys.modules["builtins"])
-                return self.outside.get(name, builtins.get(name, UNKNOWN))
-            case ast.Attribute(value=owner, attr=name):
-                found = self.value(owner)
-                if isinstance(found, ModuleType | type | Enum):
-                    return getattr(found, name, UNKNOWN)
-        return UNKNOWN
+        """Return the object that a dotted name stands for outside of the function, else UNKNOWN.
+
+        Nor what only stands in for something: looking at it may run anybody's code, and fail outside of a request.
+        """
+        found: Any = UNKNOWN
+        try:
+            match node:
+                case ast.Name(id=name) if not self.is_local(name):
+                    found = self.outside.get(name, vars(builtins).get(name, UNKNOWN))
+                case ast.Attribute(value=owner, attr=name):
+                    of = self.value(owner)
+                    if issubclass(type(of), ModuleType | type | Enum):
+                        found = getattr(of, name, UNKNOWN)
+            return found if found.__class__ is type(found) else UNKNOWN
+        except Exception:  # noqa: BLE001 whatever attributes raise
+            return UNKNOWN
 
     def _see(self, node: ast.AST) -> None:
         match node:

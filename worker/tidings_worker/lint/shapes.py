@@ -55,6 +55,9 @@ def meet(one: Shape, other: Shape) -> bool:
     What stands in a hole is taken to have no colon where the shape has colons of its own: ``user:{}`` and
     ``user:{}:profile`` are two things. A text without holes is the name itself, and may have whatever it has in them.
     """
+    begins = [(*shape.parts, "")[0] or "" for shape in (one, other)]
+    if not begins[0].startswith(begins[1]) and not begins[1].startswith(begins[0]):
+        return False
     plain = one.is_text or other.is_text
     return _meet(_tokens(one), _tokens(other), anything=plain)
 

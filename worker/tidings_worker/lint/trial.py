@@ -1,5 +1,6 @@
 """Rules run with example events: what they asked for, and over which examples they failed."""
 
+import inspect
 import traceback
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,6 +38,13 @@ class Trial:
 def try_out(registered: Registered) -> Trial:
     """Run a rule, which decides from the event alone and may run any number of times, with examples of its class."""
     trial = Trial()
+    try:
+        inspect.signature(registered.rule).bind(None)
+    except TypeError as error:
+        trial.failures[registered.place] = f"a rule is called with the event alone: {error}; write def rule(event)"
+        return trial
+    except ValueError:  # a builtin, which does not tell
+        pass
     event_class = registered.event_class or class_of(registered.event_type)
     if event_class is UntypedEvent:
         return trial
@@ -52,7 +60,7 @@ def _run(registered: Registered, event: Event, trial: Trial) -> None:
     except (ConfigurationError, PermanentError) as error:
         place = _place(error, registered)
         trial.failures.setdefault(place, f"{error}, for {_shown(event)}")
-    except Exception as error:  # noqa: BLE001 a rule is the service's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a rule is the service's code
         trial.errors.add(f"{type(error).__name__}: {error}")
     else:
         trial.ran += 1

@@ -96,8 +96,8 @@ class Audit:
         sample = await walk.over(await self._store.primaries(), lambda: not self._is_over())
         report.sampled, report.complete = len(sample.keys), sample.complete
         cost.commands, cost.bytes_read = sample.scans, sample.bytes_read
-        for namespace, entries in sample.found.items():
-            report.of(namespace).entries = entries
+        for namespace in (*self._plan.namespaces, *sample.found):
+            report.of(namespace).entries = sample.found.get(namespace, 0)
         for namespace, key in sample.keys:
             if self._is_over():
                 break
@@ -149,14 +149,13 @@ class Audit:
             for task in (*workers, stopping):
                 task.cancel()
             await asyncio.gather(working, stopping, *workers, return_exceptions=True)
+            for subject in self._checker.differing.values():  # no alarm: the audit was stopped before it knew
+                self._count(subject.namespace, Checked(Outcome.UNSETTLED))
 
     async def _check_each(self) -> None:
         while (subject := await self._next()) is not None:
-            checked = Checked(Outcome.UNSETTLED)
-            try:
-                checked = await self._checker.check(subject)
-            finally:  # and so one that is waited for when the audit is stopped
-                self._count(subject.namespace, checked)
+            checked = await self._checker.check(subject)
+            self._count(subject.namespace, checked)
             if checked.finding is not None:
                 await self._tell(subject, checked.finding)
 

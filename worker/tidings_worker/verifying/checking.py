@@ -96,15 +96,19 @@ class Checker:
         group = cache.settings.group
         self._settling = Settling(store, streams, group, grace=plan.grace, timeout=plan.settle)
         self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
+        #: entries that differ and of which it is not known yet what that means; those whose check was cancelled stay
+        self.differing: dict[str, Subject] = {}
         #: turns of loads; of an entry's first load whoever asks for the check takes the turn
         self.pace = Pace(plan.per_second, clock)
 
     async def check(self, subject: Subject) -> Checked:
         """Check one entry. Raises UnavailableError and what Redis raises, and nothing that a load does."""
         try:
-            return await self._check(subject)
+            checked = await self._check(subject)
         except _FailedError as error:
-            return Checked(Outcome.FAILED, type(error.__cause__).__name__)  # its message may say anything
+            checked = Checked(Outcome.FAILED, type(error.__cause__).__name__)  # its message may say anything
+        self.differing.pop(subject.key, None)
+        return checked
 
     async def aclose(self) -> None:
         """End what waits for events, and note what that has cost."""
@@ -117,6 +121,7 @@ class Checker:
             return Checked(Outcome.NOT_SERVED)
         cached, loads = Value(first.payload, first.value), [await self._load(subject)]
         while (outcome := _judged(cached, loads)) is None:
+            self.differing[subject.key] = subject
             if not await self._settling.settled():
                 return Checked(Outcome.UNSETTLED)
             if await self._has_moved(subject, first):

@@ -1,6 +1,7 @@
 """What is told of an entry that is stale, or unstable. Pure."""
 
 from tidings.calls import split_call
+from tidings.causes import Kind, parse
 from tidings.keys import tag_token
 from tidings.layout import Token
 from tidings.seen import Seen
@@ -35,9 +36,15 @@ def finding_of(
         (*wanted.tags, *wanted.result_tags),
         change.place,
         change.how,
-        tuple(TokenSeen(name, token.cause, _seconds(now_us, token.made_us)) for name, token in tokens if token),
+        tuple(_token(name, token, now_us) for name, token in tokens if token is not None),
         *((_shown(value) for value in change.pair) if values else (None, None)),
     )
+
+
+def _token(name: str, token: Token, now_us: int) -> TokenSeen:
+    if parse(token.cause).kind is Kind.FIRST_USE:  # its time is that of the last invalidation of anything
+        return TokenSeen(name, "", None)
+    return TokenSeen(name, token.cause, _seconds(now_us, token.made_us))
 
 
 def _seconds(now_us: int, then_us: int) -> float:

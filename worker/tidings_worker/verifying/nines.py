@@ -44,6 +44,11 @@ def nines(stale_rate: float) -> float:
     return math.inf if stale_rate <= 0 else -math.log10(stale_rate)
 
 
+def nines_text(stale_rate: float) -> str:
+    """Return the nines as people read them, rounded down to one digit."""
+    return f"{math.floor(nines(stale_rate) * 10 + 1e-6) / 10:.1f}"
+
+
 def percent(stale_rate: float) -> str:
     """Return a consistency as people read it, rounded down to two digits, and to more behind further nines."""
     digits = max(2, min(int(nines(stale_rate)) - 1, 9)) if stale_rate > 0 else 2

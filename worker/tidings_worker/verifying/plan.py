@@ -15,7 +15,7 @@ class Plan:
     grace: float = 2
     #: what the workers then have to apply what was published
     settle: float = 10
-    load_timeout: float = 30
+    load_timeout: float = 10
     #: empty: all
     namespaces: tuple[str, ...] = ()
     #: invalidate the entries that are stale, once they are reported

@@ -14,8 +14,9 @@ class TokenSeen:
     """A token of a stale entry: why it has the value under which the entry was loaded, and for how many seconds."""
 
     name: str
+    #: empty: it has never been invalidated, as far as anybody knows
     cause: str
-    age_s: float
+    age_s: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,8 @@ from .verdicts import Outcome
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
-#: Of the time that its loads take at the rate permitted, how much an audit may take: it waits while events do.
-_PATIENCE = 2.0
-#: Seconds that an audit has on top of that for what is waited for, before the job is ended.
-_ENDING = 60.0
+#: What an audit may take, since it waits for events: times what its loads take at the rate permitted, and seconds.
+_TIMES, _SECONDS = 2.0, 30.0
 
 
 class Auditor:
@@ -45,7 +43,7 @@ class Auditor:
         self._plan = Plan(
             settings.verify_sample,
             settings.verify_per_second,
-            settings.verify_sample / settings.verify_per_second * _PATIENCE,
+            settings.verify_sample / settings.verify_per_second * _TIMES + _SECONDS,
             settings.verify_grace,
             load_timeout=settings.warm_timeout,
             repair=settings.verify_repair,
@@ -55,7 +53,7 @@ class Auditor:
     def timeout(self) -> float:
         """Seconds after which an audit that has not ended is ended."""
         plan = self._plan
-        return plan.longest + 2 * (plan.grace + plan.settle + plan.load_timeout) + _ENDING
+        return plan.longest + 4 * (plan.grace + plan.settle + plan.load_timeout)
 
     async def audit(self, _ctx: dict[str, Any]) -> None:
         """Audit once. An outage of Redis ends it until the next time."""

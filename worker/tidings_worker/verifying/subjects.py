@@ -27,13 +27,13 @@ from tidings_worker.calls import NotLoadedError, resolve
 
 from .verdicts import Outcome
 
-#: Why an entry cannot be audited, in words of a report's own.
-NO_CALL = "names no call"
-FOREIGN = "not an entry of this version"
-SEALED = "its call cannot be unsealed"
-NOT_LOADED = "its function is not loaded here"
-NOT_CACHED = "its function is no cached one"
-OTHER_CALL = "its call has another key"
+#: Why entries cannot be audited, to be read behind their number.
+NO_CALL = "without a call"
+FOREIGN = "no entry of this version"
+SEALED = "with a call that cannot be unsealed"
+NOT_LOADED = "of a function that is not loaded here"
+NOT_CACHED = "of what is no cached function"
+OTHER_CALL = "with a call that is not its own"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from collections import Counter
 import pytest
 from structlog.testing import capture_logs
 from tidings import Cache
+from tidings.counting import COUNTERS
 from tidings.errors import ConfigurationError, UnavailableError
 from tidings.keys import Keyspace
 from tidings.operations import AddCounts
 from tidings.reporting import KEPT_SECONDS, PROCESS_MARK, WINDOW_SECONDS, Reporter, window_at
 from tidings.settings import Settings
 from tidings.store import SyncRedisStore
-from tidings.telemetry import COUNTERS, Telemetry
+from tidings.telemetry import Telemetry
 
 #: For caches that report when they are told to, or closed.
 SELDOM = 3600

@@ -13,8 +13,9 @@ import pytest
 import tidings
 from pydantic import BaseModel
 from tidings import Cache
+from tidings.counting import AGE_SAMPLE, Counts, Histogram
 from tidings.errors import EncodeError
-from tidings.telemetry import AGE_SAMPLE, Counts, Histogram, Telemetry
+from tidings.telemetry import Telemetry
 
 SECONDS = 20
 

@@ -240,7 +240,7 @@ class Cache:
         return await reader.drive(reader.commands.health())
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Return this process's counters by namespace, and in each by function; see `telemetry.Counts`."""
+        """Return this process's counters by namespace, and in each by function; see `counting.Counts`."""
         return self.telemetry.snapshot()
 
     def reset_stats(self) -> None:

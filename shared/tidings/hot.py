@@ -17,6 +17,7 @@ from typing import Any
 
 from .breaker import is_answer
 from .calls import call_text, split_call, why_not_importable
+from .counting import NEVER
 from .described import Described
 from .errors import DecodeError, UnavailableError
 from .forks import in_child
@@ -25,7 +26,7 @@ from .operations import Batch, NoteCalls
 from .signature import memorable
 from .steps import Ask, Steps
 from .targets import Target
-from .telemetry import NEVER, log
+from .telemetry import log
 
 #: How long reads are counted together.
 WINDOW_SECONDS = 600

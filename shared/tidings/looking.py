@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .codec import Codec
+from .counting import AGE_SAMPLE
 from .entries import Look, Looked
 from .errors import DecodeError, UnavailableError
 from .fence import Verdict, hit, judge, uniques
@@ -16,7 +17,6 @@ from .seen import NOTHING, AwayError, Seen
 from .settings import Settings
 from .steps import Ask, Steps
 from .targets import Request, Target
-from .telemetry import AGE_SAMPLE
 
 #: A load that took less than this last time is not worth the round trip of asking who else loads.
 LEASE_WORTH_US = 2000

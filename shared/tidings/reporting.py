@@ -1,7 +1,7 @@
 """What each process has counted of its reads, added up in Redis, where other processes see it.
 
 Every `report_interval` seconds a process adds what it has counted since the last time to a hash, one for each window of
-`WINDOW_SECONDS`. Its fields are ``{namespace}:{counter}``, with the counters of `telemetry.Counts`, of a histogram the
+`WINDOW_SECONDS`. Its fields are ``{namespace}:{counter}``, with the counters of `counting.Counts`, of a histogram the
 sum, and as ``{namespace}:{histogram}:count`` how many values it has; and one for each process that reported, with the
 number of its last report. A hash expires `KEPT_SECONDS` after its last report.
 
@@ -25,12 +25,13 @@ from itertools import islice
 from secrets import token_hex
 
 from .breaker import is_answer
+from .counting import COUNTERS
 from .errors import UnavailableError
 from .forks import in_child
 from .keys import Keyspace
 from .operations import AddCounts
 from .store import SyncStore
-from .telemetry import COUNTERS, Telemetry, log, process_name
+from .telemetry import Telemetry, log, process_name
 
 #: How long reads are counted together.
 WINDOW_SECONDS = 150

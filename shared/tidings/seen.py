@@ -21,7 +21,7 @@ class Found:
 
     value: Any
     payload: bytes
-    #: as what it was counted, see `telemetry.Counts`
+    #: as what it was counted, see `counting.Counts`
     counted: str
 
 

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .counting import Counts
 from .entries import Look, Places
 from .errors import ConfigurationError
 from .keys import ALL, Keyspace, namespace_token, tag_token
 from .layout import MAX_TAGS
 from .local import Slot
 from .policy import Policy
-from .telemetry import Counts
 
 if TYPE_CHECKING:
     from .described import Described

@@ -13,6 +13,7 @@ import pytest
 import redis
 from rich.console import Console
 from tidings import Cache, Event
+from tidings.errors import UnavailableError
 from tidings_worker import Invalidate, Rules
 from tidings_worker.commands.tail_views import print_line
 from tidings_worker.delivery import Entry, RetryPolicy
@@ -416,6 +417,30 @@ async def test_on_a_cluster_each_stream_is_followed_where_it_is(cluster, eventua
         stop.set()
         await following
     assert [line.tags for line in lines] == [["direct:1"]]
+
+
+async def test_who_may_only_read_is_told_once_and_shown_the_rest(url, cache, client, eventually):
+    client.acl_setuser("looker", enabled=True, nopass=True, keys=["%R~*"], commands=["+@all"])
+    lines, notes, stop = [], [], asyncio.Event()
+    try:
+        async with Cache(url.replace("redis://", "redis://looker:x@")) as looking:
+            tailing = Tailing(looking, lines.append, notes.append, stop)
+            await tailing.begin(None)
+            following = asyncio.create_task(tailing.follow())
+            await cache.invalidate_tags("direct:1")
+            await eventually(lambda: lines, "a line")
+            stop.set()
+            await following
+    finally:
+        client.acl_deluser("looker")
+    assert [line.tags for line in lines] == [["direct:1"]]
+    assert len(notes) == 1
+
+
+async def test_a_key_of_another_type_is_named(cache, client):
+    client.set("events:journal", "somebody else's")
+    with pytest.raises(UnavailableError, match="events:journal: WRONGTYPE"):
+        await Tailing(cache, print, print, asyncio.Event()).begin(None)
 
 
 # The command

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tidings.cluster_store import ClusterStore
+from tidings.counting import COUNTERS
 from tidings.keys import Keyspace
 from tidings.reporting import PROCESS_MARK, WINDOW_SECONDS, window_at
 from tidings.store import RedisStore
-from tidings.telemetry import COUNTERS
 
 #: Entries of the invalidation log that are looked at; beyond it the count is of a part, and says so.
 LOG_AT_MOST = 20_000

@@ -14,6 +14,7 @@ from typing import Any
 
 from tidings import Cache
 from tidings.calls import decode_call, split_call
+from tidings.counting import Counts
 from tidings.described import Described
 from tidings.entries import Look
 from tidings.errors import ConfigurationError, DecodeError
@@ -21,7 +22,6 @@ from tidings.functions import CachedSyncFunction
 from tidings.layout import ENTRY_KINDS, LINEAGE_START, VACANT, Facts, facts_of
 from tidings.sealing import Sealer
 from tidings.targets import Request, target
-from tidings.telemetry import Counts
 
 from tidings_worker.calls import NotLoadedError, resolve
 

@@ -184,9 +184,7 @@ def main() -> int:
     else:
         _show(rows)
         bound = stale_at_most(alarms, rows["good, while others write"]["checked"])
-        say(
-            f"good: {alarms} alarms while {writes} writes and {reads} reads; {percent(bound)}, {nines_text(bound)} nines"
-        )
+        say(f"{alarms} alarms; {writes} writes, {reads} reads; at least {percent(bound)}, {nines_text(bound)} nines")
     return EXIT_FAILED if alarms else 0
 
 

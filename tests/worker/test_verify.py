@@ -835,9 +835,6 @@ def test_the_command_says_what_is_stale_and_what_it_cost_and_repairs(shop):
     assert (found["cached"], found["loaded"]) == ("0", "4711")
     assert told["cost"]["loads"] == 21
 
-    ran = shop.run("verify", "shop", *quickly, "--json")
-    assert (ran.code, json.loads(ran.out)["namespaces"]["shop"]["consistent"]) == (0, 19)
-
 
 def test_ctrl_c_prints_what_was_found_so_far_whatever_hangs(shop, until):
     (shop.folder / "hang").touch()
@@ -848,16 +845,12 @@ def test_ctrl_c_prints_what_was_found_so_far_whatever_hangs(shop, until):
     assert re.search(r"^Stopped after \d+ of 22 entries.$", running.out, re.MULTILINE)
 
 
-def test_what_cannot_be_imported_and_no_server_are_one_line(shell):
+def test_a_server_that_is_away_is_one_line(shell):
     shell.write("shop.py", SHOP)
-    for arguments, url, code, said in (
-        (["nothere"], "redis://127.0.0.1:1", 2, "no module 'nothere'"),
-        (["shop"], "redis://127.0.0.1:1", 3, "127.0.0.1:1"),
-    ):
-        ran = shell.run("verify", *arguments, TIDINGS_URL=url)
-        assert (ran.code, ran.out) == (code, "")
-        assert said in ran.err
-        assert "Traceback" not in ran.err
+    ran = shell.run("verify", "shop", TIDINGS_URL="redis://127.0.0.1:1")
+    assert (ran.code, ran.out) == (3, "")
+    assert "127.0.0.1:1" in ran.err
+    assert "Traceback" not in ran.err
 
 
 def test_times_and_rates_are_read_with_their_units():

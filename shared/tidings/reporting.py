@@ -181,7 +181,7 @@ class Reporter:
         """Without an answer it may have been added; of an absent Redis the breaker tells."""
         if is_answer(error):
             self._unsure = None
-            if not self._refused:
+            if not (self._refused or self._telemetry.refusing):  # of a server that takes nothing it tells already
                 self._refused = True
                 log.warning("counts_refused", error=str(error))
 

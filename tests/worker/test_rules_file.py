@@ -323,7 +323,7 @@ GOOD = RULE + 'tags = ["a"]\n'
         ),
         (
             RULE + "warm = [{ call = 'test_rules_file:get_user', with = { user_id = 'seven' } }]",
-            '3:55: "seven" does not fit user_id of test_rules_file:get_user: Input should be a valid integer',
+            "3:55: \"seven\": test_rules_file:get_user: the argument 'user_id' does not fit: Input should be a valid integer",
         ),
         (RULE + "warm = [{ call = 'test_rules_file:get_user', with = 1 }]", "3:46: 1 is not a table; write with = {"),
         (RULE + "warm = [{ call = 'test_rules_file:get_user', top = 1 }]", "3:46: top is for { hot ="),

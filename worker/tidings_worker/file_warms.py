@@ -125,7 +125,7 @@ class WarmReader:
                 else:
                     arguments[name] = parse(value, event.fields, event.name)
             except ArgumentError as error:
-                said = f"{written(value)} does not fit {name} of {warm.function.identity}: {_in_short(error)}"
+                said = f"{written(value)}: {error}"
                 self._file.problem((*warm.path, "with", name), said)
                 arguments[name] = None
             except TemplateError as error:
@@ -172,12 +172,6 @@ def cached_function(text: str) -> Described[Any, Any]:
         raise ConfigurationError(f"{text} is not a function decorated with @cached, so that there is nothing to warm")
     check_same(found)
     return found
-
-
-def _in_short(error: ArgumentError) -> str:
-    """Return what pydantic says about one value, without its headline and where to read more."""
-    _, _, said = str(error).partition("\n")
-    return (said or str(error)).strip().partition(" [type=")[0]
 
 
 def _nothing(name: str) -> Any:

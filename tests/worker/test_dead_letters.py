@@ -8,10 +8,11 @@ from tidings import Cache, Settings
 from tidings.errors import UnavailableError
 from tidings.store import RedisStore
 from tidings_worker import Invalidate, Rules
-from tidings_worker.dead_letters import CUT, PAGE, DeadLetters, became
+from tidings_worker.dead_letters.box import CUT, PAGE, DeadLetters, became
+from tidings_worker.dead_letters.letters import Wanted, cure, letter_of
 from tidings_worker.delivery import Entry, RetryPolicy
+from tidings_worker.escaping import escaped
 from tidings_worker.handler import dead_letter
-from tidings_worker.letters import Wanted, cure, escaped, letter_of
 from tidings_worker.servers import store_of
 
 #: Entries that no worker has written, or only half.

@@ -6,12 +6,12 @@ import pytest
 from tidings import Settings, cached
 from tidings_worker import Invalidate, Rules, Warm
 from tidings_worker.failing import FailingWarms
-from tidings_worker.group_view import Groups, GroupView, StreamView, view_groups
 from tidings_worker.groups import MARK
 from tidings_worker.jobs import jobs_pool
+from tidings_worker.looking.groups import Groups, GroupView, StreamView, view_groups
+from tidings_worker.looking.warms import LOOKED_AT, view_warms
 from tidings_worker.queueing import WarmQueue
 from tidings_worker.servers import store_of
-from tidings_worker.warm_view import LOOKED_AT, view_warms
 
 
 @cached(namespace="viewed")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tidings_worker.reads import Reads, invalidations, reported
+from tidings_worker.looking.reads import Reads, invalidations, reported
 
 
 def counted(**amounts):

@@ -17,8 +17,8 @@ from tidings import Event, cached
 from tidings.errors import ConfigurationError
 from tidings_worker import Rules, Warm
 from tidings_worker.loading import load_rules
-from tidings_worker.toml_file import FileError
-from tidings_worker.toml_lines import positions
+from tidings_worker.toml_rules.lines import positions
+from tidings_worker.toml_rules.toml_file import FileError
 
 
 class Updated(Event, type="file.updated"):
@@ -323,7 +323,7 @@ GOOD = RULE + 'tags = ["a"]\n'
         ),
         (
             RULE + "warm = [{ call = 'test_rules_file:get_user', with = { user_id = 'seven' } }]",
-            "3:55: \"seven\": test_rules_file:get_user: the argument 'user_id' does not fit: Input should be a valid integer",
+            "3:55: \"seven\": test_rules_file:get_user: the argument 'user_id' does not fit: Input should be",
         ),
         (RULE + "warm = [{ call = 'test_rules_file:get_user', with = 1 }]", "3:46: 1 is not a table; write with = {"),
         (RULE + "warm = [{ call = 'test_rules_file:get_user', top = 1 }]", "3:46: top is for { hot ="),

@@ -17,14 +17,14 @@ from tidings.errors import UnavailableError
 from tidings_worker import Invalidate, Rules
 from tidings_worker.commands.tail_views import print_line
 from tidings_worker.delivery import Entry, RetryPolicy
-from tidings_worker.follower import LATE, Follower
 from tidings_worker.groups import Group
 from tidings_worker.handler import Handler
 from tidings_worker.journal import Journal
 from tidings_worker.journal_records import EventRecord, WarmRecord
-from tidings_worker.tail_filter import Wanted
-from tidings_worker.tail_lines import Line, Outcome
-from tidings_worker.tailing import Tailing
+from tidings_worker.tailing.filtering import Wanted
+from tidings_worker.tailing.follower import LATE, Follower
+from tidings_worker.tailing.following import Tailing
+from tidings_worker.tailing.lines import Line, Outcome
 
 #: When the ids of these tests were made, in seconds and as the first half of an id.
 T = 1_700_000_000.0

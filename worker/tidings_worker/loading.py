@@ -7,8 +7,8 @@ from tidings.errors import ConfigurationError
 
 from .importing import imported
 from .rules import Rules
-from .rules_file import read_rules
-from .toml_file import FileError, Problem
+from .toml_rules.rules_file import read_rules
+from .toml_rules.toml_file import FileError, Problem
 
 _FILE = ".toml"
 

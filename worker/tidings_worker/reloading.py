@@ -16,7 +16,7 @@ from .loading import RulesTargets
 from .metrics import Metrics
 from .rules import Rules
 from .telemetry import log
-from .toml_file import FileError
+from .toml_rules.toml_file import FileError
 
 
 class Reloads(NamedTuple):

@@ -11,8 +11,8 @@ import typer
 from tidings import Cache
 from tidings.errors import ConfigurationError, UnavailableError
 
-from tidings_worker.dead_letters import PAGE, Applied, DeadLetters, Outcome, became
-from tidings_worker.letters import Letter, Wanted
+from tidings_worker.dead_letters.box import PAGE, Applied, DeadLetters, Outcome, became
+from tidings_worker.dead_letters.letters import Letter, Wanted
 from tidings_worker.servers import store_of
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import parse_since
@@ -23,7 +23,7 @@ from .progress import progress
 
 T = TypeVar("T")
 
-app = typer.Typer(
+dlq = typer.Typer(
     no_args_is_help=True, help="The dead letters: events that could not be applied, each with its reason."
 )
 
@@ -171,10 +171,10 @@ def drop(  # noqa: PLR0917 as above
         raise typer.Exit(EXIT_FOUND)
 
 
-app.command("list")(list_letters)
-app.command()(show)
-app.command()(replay)
-app.command()(drop)
+dlq.command("list")(list_letters)
+dlq.command()(show)
+dlq.command()(replay)
+dlq.command()(drop)
 
 
 @dataclass

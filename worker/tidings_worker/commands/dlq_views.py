@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from tidings_worker.dead_letters import Applied, Outcome
-from tidings_worker.letters import Letter, cure, escaped, text_of
+from tidings_worker.dead_letters.box import Applied, Outcome
+from tidings_worker.dead_letters.letters import Letter, cure, text_of
+from tidings_worker.escaping import escaped
 from tidings_worker.times import age
 
 from .base import errors, out

@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 from tidings import Cache
 
+from tidings_worker.escaping import escaped
 from tidings_worker.explaining.asking import Servers
 from tidings_worker.explaining.gathering import Answer, Subject, answer
 from tidings_worker.explaining.subjects import by_call, by_key, function_named
 from tidings_worker.explaining.wording import document, rows
 from tidings_worker.jobs import jobs_pool
-from tidings_worker.letters import escaped
 from tidings_worker.loading import load_rules
 from tidings_worker.rules import Rules
 from tidings_worker.telemetry import configure_logging

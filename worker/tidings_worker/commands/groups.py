@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from tidings import Cache
 
-from tidings_worker.group_view import Groups, GroupView, StreamView, view_groups
-from tidings_worker.letters import escaped
+from tidings_worker.escaping import escaped
+from tidings_worker.looking.groups import Groups, GroupView, StreamView, view_groups
 from tidings_worker.servers import store_of
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import age

@@ -11,8 +11,8 @@ from rich.text import Text
 from tidings import Cache, get_cache
 
 from tidings_worker.clock import server_now
+from tidings_worker.escaping import escaped
 from tidings_worker.jobs import jobs_pool
-from tidings_worker.letters import escaped
 from tidings_worker.loading import load_rules
 from tidings_worker.queueing import WarmQueue
 from tidings_worker.replaying import Effect, Meant, Replay, Summary, Tally

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 from tidings import Cache
 
-from tidings_worker.inspection import Stats, look
+from tidings_worker.escaping import escaped
 from tidings_worker.jobs import jobs_pool
-from tidings_worker.letters import escaped
-from tidings_worker.reads import Reads, Reported
+from tidings_worker.looking.reads import Reads, Reported
+from tidings_worker.looking.server import Stats, look
 from tidings_worker.servers import store_of
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import age

@@ -12,9 +12,9 @@ import typer
 from tidings import Cache
 from tidings.errors import ConfigurationError
 
-from tidings_worker.tail_filter import Wanted
-from tidings_worker.tail_lines import Line, Outcome
-from tidings_worker.tailing import Tailing
+from tidings_worker.tailing.filtering import Wanted
+from tidings_worker.tailing.following import Tailing
+from tidings_worker.tailing.lines import Line, Outcome
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import parse_since
 

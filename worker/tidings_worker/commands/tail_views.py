@@ -6,8 +6,8 @@ from datetime import datetime
 from rich.console import Console
 from rich.text import Text
 
-from tidings_worker.letters import escaped
-from tidings_worker.tail_lines import Line, Outcome
+from tidings_worker.escaping import escaped
+from tidings_worker.tailing.lines import Line, Outcome
 from tidings_worker.times import age
 
 #: Names that are shown of many; JSON has them all.

@@ -9,14 +9,14 @@ from rich.text import Text
 from tidings import Cache
 from tidings.settings import redact
 
+from tidings_worker.escaping import escaped
 from tidings_worker.explaining.subjects import bound, function_named
 from tidings_worker.jobs import jobs_pool, jobs_url
-from tidings_worker.letters import escaped
+from tidings_worker.looking.warms import Failure, Job, Warms, view_warms
 from tidings_worker.plans import Warm
 from tidings_worker.queueing import WarmQueue
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.times import age
-from tidings_worker.warm_view import Failure, Job, Warms, view_warms
 
 from .base import AsJson, client_cache, errors, out, print_json, reporting
 

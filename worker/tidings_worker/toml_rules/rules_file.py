@@ -14,15 +14,16 @@ from tidings.events import UntypedEvent, class_of
 from tidings.keys import check_namespace
 from tidings.templates import Template, parse
 
+from tidings_worker.mapping import invalidation_of, warms_of
+from tidings_worker.plans import Hot, Invalidate, Warm
+from tidings_worker.rules import Invalidates, Registered, Rule, Rules
+from tidings_worker.schedules import CRON_RANGES, CronField, Schedule, never_comes
+
+from .calls import ValueOf
 from .conditions import comparable, holds
-from .file_calls import ValueOf
-from .file_warms import EventType, FileCall, WarmReader
-from .mapping import invalidation_of, warms_of
-from .plans import Hot, Invalidate, Warm
-from .rules import Invalidates, Registered, Rule, Rules
-from .schedules import CRON_RANGES, CronField, Schedule, never_comes
+from .lines import Path
 from .toml_file import TomlFile, nearest, written
-from .toml_lines import Path
+from .warms import EventType, FileCall, WarmReader
 
 _RULE_KEYS = ("on", "namespaces", "tags", "everything", "warm", "when")
 _SCHEDULE_KEYS = ("warm", *CRON_RANGES)

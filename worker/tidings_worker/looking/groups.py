@@ -11,10 +11,10 @@ from tidings.errors import UnavailableError
 from tidings.keys import Keyspace
 from tidings.store import RedisStore
 
-from .groups import MARK
-from .letters import text_of
-from .observer import stream_state
-from .unread import unread_partitions
+from tidings_worker.dead_letters.letters import text_of
+from tidings_worker.groups import MARK
+from tidings_worker.observer import stream_state
+from tidings_worker.unread import unread_partitions
 
 T = TypeVar("T")
 

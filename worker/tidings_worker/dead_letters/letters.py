@@ -13,6 +13,8 @@ from tidings.errors import EventError
 from tidings.event_ids import as_pair
 from tidings.events import from_fields
 
+from tidings_worker.escaping import escaped
+
 #: What the names of the event's own fields begin with; see `handler.dead_letter`.
 ORIGINAL = b"original:"
 
@@ -135,10 +137,3 @@ def cure(letter: Letter) -> str:
 def text_of(value: bytes) -> str:
     """Return bytes as text; what is no UTF-8 in it is escaped with backslashes."""
     return value.decode(errors="backslashreplace")
-
-
-def escaped(text: str) -> str:
-    """Return text that does nothing to a terminal: what cannot be printed is written out."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

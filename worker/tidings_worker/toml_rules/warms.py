@@ -11,13 +11,14 @@ from tidings.described import Described
 from tidings.errors import ArgumentError, ConfigurationError, PermanentError, TemplateError
 from tidings.templates import parse
 
-from .calls import check_same
-from .file_calls import Argument, ValueOf, call_of, literal_of, parameters_of
-from .importing import imported
-from .mapping import names_of
-from .plans import Hot, Warm
+from tidings_worker.calls import check_same
+from tidings_worker.importing import imported
+from tidings_worker.mapping import names_of
+from tidings_worker.plans import Hot, Warm
+
+from .calls import Argument, ValueOf, call_of, literal_of, parameters_of
+from .lines import Path
 from .toml_file import TomlFile, nearest, written
-from .toml_lines import Path
 
 _WARM_KEYS = ("call", "with", "hot", "top")
 

@@ -20,9 +20,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from tidings.causes import Kind, by_event, by_rule, parse
 
-from .journal_records import EventRecord, MoreRecord, WarmRecord, read_record
-from .tail_lines import Line, Outcome, described
-from .times import moment_of
+from tidings_worker.journal_records import EventRecord, MoreRecord, WarmRecord, read_record
+from tidings_worker.times import moment_of
+
+from .lines import Line, Outcome, described
 
 #: Seconds after which an event that nobody has told of is asked after.
 LATE = 3.0

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from tidings.errors import ConfigurationError
 
-from .places import Place
-from .toml_lines import Path as TomlPath
-from .toml_lines import Position, positions
+from tidings_worker.places import Place
+
+from .lines import Path as TomlPath
+from .lines import Position, positions
 
 _WHERE = re.compile(r" \(at line (\d+), column (\d+)\)$| \(at end of document\)$")
 

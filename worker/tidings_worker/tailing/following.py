@@ -20,11 +20,12 @@ from tidings.errors import UnavailableError
 from tidings.event_ids import Id, as_pair
 from tidings.exchanges import paired
 
+from tidings_worker.journal import READ_SECONDS
+from tidings_worker.outage import Outage, Patience, is_outage, pause
+from tidings_worker.servers import store_of
+
 from .follower import Awaited, Follower
-from .journal import READ_SECONDS
-from .outage import Outage, Patience, is_outage, pause
-from .servers import store_of
-from .tail_lines import Line, in_order
+from .lines import Line, in_order
 
 T = TypeVar("T")
 

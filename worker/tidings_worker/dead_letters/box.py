@@ -28,8 +28,9 @@ from tidings.errors import DeadLetteredError, NotAppliedError, UnavailableError
 from tidings.keys import Keyspace
 from tidings.operations import Command
 
-from .clock import server_now
-from .exchange import Store
+from tidings_worker.clock import server_now
+from tidings_worker.exchange import Store
+
 from .letters import Letter, Wanted, letter_of
 
 #: Letters that are read, put back or dropped in one exchange.

@@ -12,10 +12,10 @@ from typing import Any
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from redis.asyncio import Redis
 
-from .failing import FailingWarms
-from .jobs import from_json
-from .letters import text_of
-from .queueing import HOT_JOB_NAME, JOB_NAME
+from tidings_worker.dead_letters.letters import text_of
+from tidings_worker.failing import FailingWarms
+from tidings_worker.jobs import from_json
+from tidings_worker.queueing import HOT_JOB_NAME, JOB_NAME
 
 #: Jobs at the front of the queue that are looked at.
 LOOKED_AT = 1000

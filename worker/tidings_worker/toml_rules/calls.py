@@ -13,9 +13,9 @@ from tidings.described import Described
 from tidings.errors import ArgumentError
 from tidings.templates import Field, Template, text_of
 
-from .calls import from_json_value
-from .mapping import warm_of
-from .plans import Hot, Warm
+from tidings_worker.calls import from_json_value
+from tidings_worker.mapping import warm_of
+from tidings_worker.plans import Hot, Warm
 
 #: Looks a name up in an event's data; raises KeyError.
 ValueOf = Callable[[str], Any]

@@ -11,7 +11,8 @@ from tidings.cluster_store import ClusterStore
 from tidings.keys import Keyspace
 from tidings.store import RedisStore
 
-from .groups import MARK
+from tidings_worker.groups import MARK
+
 from .reads import Reported, read
 
 #: Keys of a server that are looked at when entries are counted; beyond it the counts are of a part, and say so.

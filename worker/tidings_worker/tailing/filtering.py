@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tidings.globs import glob_to_regex
 
-from .tail_lines import Line, Outcome
+from .lines import Line, Outcome
 
 
 class Wanted:

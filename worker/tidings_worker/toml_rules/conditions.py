@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from tidings import Event
 from tidings.templates import text_of
 
-from .file_calls import ValueOf
-from .mapping import value_of
+from tidings_worker.mapping import value_of
+
+from .calls import ValueOf
 
 #: What a condition compares as it is; other values (a date, a UUID) by their text in an event's JSON.
 _PLAIN = (str, int, float, Decimal)

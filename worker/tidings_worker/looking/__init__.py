@@ -1,0 +1,1 @@
+"""What a server holds, for people to look at: `server` and `reads` for stats, `groups`, `warms`. Changes nothing."""

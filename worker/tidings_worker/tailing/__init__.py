@@ -1,0 +1,1 @@
+"""What `tidings tail` shows: streams and journal in, lines out; `following` reads, the others are pure."""

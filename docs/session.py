@@ -41,31 +41,44 @@ _BLOCK = re.compile(r"<!-- (file|terminal): ([^,]*?)(?:, until: (.*?))? -->\n```
 _STREAM_ID = re.compile(r"\b\d{13}-\d+\b")
 
 
+@dataclass(frozen=True)
+class Tmux:
+    """A tmux server of its own, in an environment of its own."""
+
+    socket: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str | Path) -> str | None:
+        """Return what a command of tmux prints; None when it fails, as for a terminal that is gone."""
+        whole = ["tmux", "-f", os.devnull, "-S", self.socket, *command]
+        ran = subprocess.run(whole, env=self.environment, capture_output=True, text=True, check=False)
+        return ran.stdout if ran.returncode == 0 else None
+
+
 @dataclass
 class Terminal:
-    """One terminal of tmux, with a shell in it."""
+    """One terminal, with a shell in it."""
 
-    tmux: list[str]
+    tmux: Tmux
     name: str
     #: lines of it that were recorded
     seen: int = 0
 
     def type(self, line: str) -> None:
         """Type a line, and Enter."""
-        subprocess.run([*self.tmux, "send-keys", "-t", self.name, "-l", line], check=True)
-        subprocess.run([*self.tmux, "send-keys", "-t", self.name, "Enter"], check=True)
+        self.tmux.run("send-keys", "-t", self.name, "-l", line)
+        self.tmux.run("send-keys", "-t", self.name, "Enter")
 
-    def lines(self) -> list[str]:
-        """Return everything that it has shown, without the empty rest of the screen."""
-        shown = [*self.tmux, "capture-pane", "-p", "-t", self.name, "-S", "-"]
-        text = subprocess.run(shown, check=True, capture_output=True, text=True).stdout
-        return [line.rstrip() for line in text.rstrip().splitlines()]
+    def lines(self) -> list[str] | None:
+        """Return everything that it has shown, without the empty rest of the screen; None: it is gone."""
+        text = self.tmux.run("capture-pane", "-p", "-t", self.name, "-S", "-")
+        return None if text is None else [line.rstrip() for line in text.rstrip().splitlines()]
 
     def record(self, until: str | None) -> list[str]:
         """Wait for a text among what is new, or for the next prompt; return what is new without that prompt."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            lines = self.lines()
+            lines = self.lines() or []
             new = lines[self.seen :]
             if until is not None and _squeezed(until) in _squeezed("".join(new)):
                 self.seen = len(lines)
@@ -79,21 +92,17 @@ class Terminal:
 
     def end(self) -> None:
         """Interrupt what runs, and wait for the prompt, or for the shell's end where the command has replaced it."""
-        subprocess.run([*self.tmux, "send-keys", "-t", self.name, "C-c"], check=False, capture_output=True)
+        self.tmux.run("send-keys", "-t", self.name, "C-c")
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while self._is_busy() and time.monotonic() < deadline:
+        while (lines := self.lines()) and not lines[-1].endswith(_PROMPT.rstrip()) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-    def _is_busy(self) -> bool:
-        there = subprocess.run([*self.tmux, "has-session", "-t", self.name], check=False, capture_output=True)
-        return there.returncode == 0 and not "".join(self.lines()[-1:]).endswith(_PROMPT.rstrip())
 
 
 @dataclass
 class Session:
     """Terminals in one folder. Use it as `session()` gives it."""
 
-    tmux: list[str]
+    tmux: Tmux
     folder: Path
     terminals: dict[str, Terminal] = field(default_factory=dict)
 
@@ -102,7 +111,7 @@ class Session:
         if name not in self.terminals:
             shell = f"env PS1={shlex.quote(_PROMPT)} bash --norc --noprofile"
             size = ["-x", str(_COLUMNS), "-y", str(_ROWS)]
-            subprocess.run([*self.tmux, "new-session", "-d", "-s", name, *size, "-c", self.folder, shell], check=True)
+            self.tmux.run("new-session", "-d", "-s", name, *size, "-c", self.folder, shell)
             self.terminals[name] = Terminal(self.tmux, name)
             while self.terminals[name].lines() != [_PROMPT.rstrip()]:
                 time.sleep(0.02)
@@ -115,15 +124,14 @@ def session() -> Iterator[Session]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS", "REDIS", "TMUX"))}
     variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
-        tmux = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-        tmux += ["tmux", "-f", os.devnull, "-S", f"{folder}/.tmux"]
+        tmux = Tmux(Path(folder, ".tmux"), variables)
         opened = Session(tmux, Path(folder))
         try:
             yield opened
         finally:
             for terminal in opened.terminals.values():
                 terminal.end()
-            subprocess.run([*tmux, "kill-server"], check=False, capture_output=True)
+            tmux.run("kill-server")
 
 
 def played(page: str) -> str:

@@ -1,13 +1,15 @@
 """The command line as a user meets it: real processes, exit codes, one message for each mistake.
 
-Nearly all the time that a short command takes is imports. Where many are to be tried, they run once for the module,
-each in a process forked from one that has imported already, under a prefix of its own; the tests look at what is left.
+Nearly all the time that a short command takes is imports, so that most run in processes forked from one that has
+imported already. Where many are to be tried, they run once for the module, each under a prefix of its own; the tests
+look at what is left.
 """
 
 import json
 import os
 import signal
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -62,16 +64,24 @@ rules.schedule(Warm(get_user), minute=0)
 
 
 FORKS = """
+import gc
 import json
 import os
 import sys
 
 import tidings_worker.cli
+from typer.main import get_command
+
+group = get_command(tidings_worker.cli.app)
+for name in group.list_commands(None):
+    group.get_command(None, name)  # which imports it
+gc.freeze()  # what is here is not looked through, and so copied, when a child ends
 
 for line in sys.stdin:
     command = json.loads(line)
     child = os.fork()
     if child == 0:
+        os.chdir(command["folder"])
         os.environ.update(command["variables"])
         for number, name in enumerate(("in", "out", "err")):
             os.dup2(os.open(command["name"] + "." + name, os.O_RDWR | os.O_CREAT), number)
@@ -84,29 +94,46 @@ for line in sys.stdin:
 """
 
 
-def run_all(shell, server, commands):
-    """Run every command under a prefix of its own; give each with what it has left in the server."""
-    address = f"redis://127.0.0.1:{server.port}"
-    forks = shell.start_program(sys.executable, "-c", FORKS)
+class Forks:
+    """Runs commands, each in a process of its own, in the folder of a shell unless told otherwise."""
 
-    def run(prefix, arguments, variables, stdin=b""):
-        given, out, err = (shell.folder / f"{prefix}.{kind}" for kind in ("in", "out", "err"))
+    def __init__(self, shell):
+        self.folder = shell.folder
+        self._parent = shell.start_program(sys.executable, "-c", FORKS)
+        self._started = 0
+
+    def run(self, *arguments, stdin=b"", folder=None, **variables):
+        self._started += 1
+        files = self.folder / f".fork{self._started}"
+        given, out, err = (files.with_suffix(f".{kind}") for kind in ("in", "out", "err"))
         given.write_bytes(stdin)
         command = {
-            "name": prefix,
+            "name": str(files),
             "arguments": [os.fsencode(argument).hex() for argument in arguments],
-            "variables": {"TIDINGS_URL": address, "TIDINGS_PREFIX": prefix, **variables},
+            "variables": variables,
+            "folder": str(folder or self.folder),
         }
-        code = int(forks.ask(json.dumps(command)))
-        with redis.Redis.from_url(address) as client:
-            keys = sorted(key.decode().removeprefix(f"{prefix}:") for key in client.scan_iter(f"{prefix}:*"))
-            entries = [fields for _, fields in client.xrange(f"{prefix}:events")]
-            tokens = {key: client.get(f"{prefix}:{key}").decode() for key in keys if key.startswith("token:")}
-        return SimpleNamespace(
-            code=code, out=out.read_text(), err=err.read_text(), keys=keys, entries=entries, tokens=tokens
-        )
+        code = int(self._parent.ask(json.dumps(command)))
+        return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
 
-    return {name: run(name.replace(" ", "-"), *command) for name, command in commands.items()}
+    def run_all(self, server, commands):
+        """Run every command under a prefix of its own; give each with what it has left in the server."""
+        return {name: self._run_alone(server, name.replace(" ", "-"), *given) for name, given in commands.items()}
+
+    def _run_alone(self, server, prefix, arguments, variables, stdin=b""):
+        address = f"redis://127.0.0.1:{server.port}"
+        ran = self.run(*arguments, stdin=stdin, **{"TIDINGS_URL": address, "TIDINGS_PREFIX": prefix, **variables})
+        with redis.Redis.from_url(address) as client:
+            ran.keys = sorted(key.decode().removeprefix(f"{prefix}:") for key in client.scan_iter(f"{prefix}:*"))
+            ran.entries = [fields for _, fields in client.xrange(f"{prefix}:events")]
+            ran.tokens = {key: client.get(f"{prefix}:{key}").decode() for key in ran.keys if key.startswith("token:")}
+        return ran
+
+
+@pytest.fixture(scope="module")
+def forks(shell_of_module):
+    shell_of_module.write("rules.py", RULES)
+    return Forks(shell_of_module)
 
 
 def assert_is_one_message(ran, code, *words):
@@ -145,13 +172,11 @@ TARGETS = {
 
 
 @pytest.fixture(scope="module")
-def started(shell_of_module, server):
-    shell = shell_of_module
-    shell.write("rules.py", RULES)
-    (shell.folder / "package").mkdir()
+def started(shell_of_module, forks, server):
+    (forks.folder / "package").mkdir(exist_ok=True)
     for name, text in BAD_RULES.items():
-        shell.write(f"{name}.py", text)
-    return run_all(shell, server, {name: (("worker", target), {}) for name, (target, _) in TARGETS.items()})
+        shell_of_module.write(f"{name}.py", text)
+    return forks.run_all(server, {name: (("worker", target), {}) for name, (target, _) in TARGETS.items()})
 
 
 @pytest.mark.parametrize("mistake", TARGETS)
@@ -213,14 +238,12 @@ BAD_PUBLICATIONS = {
 
 
 @pytest.fixture(scope="module")
-def published(shell_of_module, server):
-    shell = shell_of_module
-    shell.write("rules.py", RULES)
-    shell.write("data.json", '{"user_id": 7}')
-    (shell.folder / "bytes").write_bytes(b'{"name": "\xff"}')
-    (shell.folder / "package").mkdir(exist_ok=True)
+def published(shell_of_module, forks, server):
+    shell_of_module.write("data.json", '{"user_id": 7}')
+    (forks.folder / "bytes").write_bytes(b'{"name": "\xff"}')
+    (forks.folder / "package").mkdir(exist_ok=True)
     bad = {name: (arguments, {}, *stdin) for name, (arguments, _, *stdin) in BAD_PUBLICATIONS.items()}
-    return run_all(shell, server, {**GOOD_PUBLICATIONS, **bad})
+    return forks.run_all(server, {**GOOD_PUBLICATIONS, **bad})
 
 
 @pytest.mark.parametrize(
@@ -254,7 +277,7 @@ def test_data_that_are_no_event_are_one_message_and_nothing_is_written(mistake, 
 
 
 @pytest.fixture(scope="module")
-def commanded(shell_of_module, server):
+def commanded(forks, server):
     variables = {
         "TIDINGS_WORKER_BATCH": "0",
         "TIDINGS_WORKER_POLL": "often",
@@ -276,8 +299,7 @@ def commanded(shell_of_module, server):
         "memory stats": (("stats",), memory),
         "memory worker": (("worker", "rules:rules"), memory),
     }
-    shell_of_module.write("rules.py", RULES)
-    return run_all(shell_of_module, server, commands)
+    return forks.run_all(server, commands)
 
 
 def test_invalidate_changes_the_tokens_of_what_it_names_and_no_others(commanded):
@@ -323,7 +345,7 @@ def test_every_wrong_setting_of_the_worker_is_listed_at_once(commanded):
     assert_is_one_message(commanded["worker settings"], 2, "TIDINGS_WORKER_BATCH", "TIDINGS_WORKER_POLL")
 
 
-def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
+def test_stats_show_the_stream_the_groups_and_the_entries(forks, url, client):
     client.xgroup_create("events", "tidings", id="0", mkstream=True)
     for _ in range(3):
         client.xadd("events", {"type": "user.updated"})
@@ -334,7 +356,7 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
     client.set("cache:users:get_user:2", b"x")
     client.set("token:all", b"x")
 
-    shown = shell.run("stats", "--json", TIDINGS_URL=url)
+    shown = forks.run("stats", "--json", TIDINGS_URL=url)
     assert (shown.code, shown.err) == (0, "")
     found = json.loads(shown.out)
     assert {span: one["namespaces"] for span, one in found.pop("reads").items()} == {"5m": {}, "1h": {}}
@@ -349,7 +371,7 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
         "entries": {"users": 2},
         "entries_complete": True,
     }
-    told = shell.run("stats", TIDINGS_URL=url)
+    told = forks.run("stats", TIDINGS_URL=url)
     assert told.code == 0
     words = " ".join(told.out.split())
     for expected in (
@@ -361,8 +383,8 @@ def test_stats_show_the_stream_the_groups_and_the_entries(shell, url, client):
         assert expected in words
 
 
-def test_stats_of_an_empty_server_are_zeros(shell, url):
-    shown = shell.run("stats", "--json", TIDINGS_URL=url)
+def test_stats_of_an_empty_server_are_zeros(forks, url):
+    shown = forks.run("stats", "--json", TIDINGS_URL=url)
     assert shown.code == 0
     assert json.loads(shown.out)["events"] == 0
     assert json.loads(shown.out)["groups"] == []
@@ -382,7 +404,7 @@ def read_and_report(address, prefix):
 
 
 @pytest.fixture(scope="module")
-def reported(shell_of_module, server):
+def reported(forks, server):
     """What `tidings stats` says of what processes have reported."""
     address = f"redis://127.0.0.1:{server.port}"
     read_and_report(address, "read")
@@ -394,6 +416,7 @@ def reported(shell_of_module, server):
         client.hset(f"many:stats:{window}", mapping={**counted, ":host:1:ab": 1})
         odd = {"[red]\x1b[2J:hits": 7, "users": 1, "users:hits": "?", ":": 1}
         client.hset(f"odd:stats:{window}", mapping=odd)
+        client.hset("odd:events:counts", mapping={"applied": 5, "dead": "many"})
     arguments = {
         "read": ("stats",),
         "read json": ("stats", "--json"),
@@ -407,7 +430,7 @@ def reported(shell_of_module, server):
         "odd": ("stats",),
     }
     commands = {name: (given, {"TIDINGS_PREFIX": name.partition(" ")[0]}) for name, given in arguments.items()}
-    return run_all(shell_of_module, server, commands)
+    return forks.run_all(server, commands)
 
 
 def test_stats_show_how_the_reads_of_all_processes_went(reported):
@@ -460,6 +483,8 @@ def test_stats_show_what_others_have_written_as_text(reported):
     ran = reported["odd"]
     assert (ran.code, ran.err) == (0, "")
     assert "[red]\\x1b[2J" in ran.out
+    assert "worker: applied" in ran.out
+    assert "worker: dead" not in ran.out
 
 
 def test_stats_fit_80_columns(shell, url, client):
@@ -504,14 +529,13 @@ ODD_URLS = {
 
 
 @pytest.fixture(scope="module")
-def kept_away(shell_of_module, server):
-    shell_of_module.write("rules.py", RULES)
+def kept_away(forks, server):
     commands = {name: (command, {"TIDINGS_URL": AWAY}) for name, command in COMMANDS.items()}
     for name, (address, _) in ODD_URLS.items():
         commands[name] = (COMMANDS["publish"], {"TIDINGS_URL": address})
     wrong = f"redis://app:{SECRET}@127.0.0.1:{server.port}"
     commands["wrong password"] = (COMMANDS["publish"], {"REDIS_URL": wrong, "TIDINGS_URL": ""})
-    return run_all(shell_of_module, server, commands)
+    return forks.run_all(server, commands)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "wrong password"])
@@ -533,7 +557,7 @@ def test_a_password_appears_in_no_message(name, kept_away):
     assert SECRET not in kept_away[name].out + kept_away[name].err
 
 
-def test_a_password_that_is_right_appears_in_no_output(shell, new_server, until):
+def test_a_password_that_is_right_appears_in_no_output(shell, forks, new_server):
     shell.write("rules.py", RULES)
     server = new_server()
     address = f"redis://127.0.0.1:{server.port}"
@@ -543,23 +567,23 @@ def test_a_password_that_is_right_appears_in_no_output(shell, new_server, until)
     worker = shell.start("worker", "rules:rules", **variables)
     worker.event("worker_started")
     ran = [
-        shell.run("publish", "user.updated", "--data", '{"user_id": 7}', "--wait", "5", **variables),
-        shell.run("stats", **variables),
-        shell.run("stats", "--json", **variables),
+        forks.run("publish", "user.updated", "--data", '{"user_id": 7}', "--wait", "5", **variables),
+        forks.run("stats", **variables),
+        forks.run("stats", "--json", **variables),
     ]
     assert [process.code for process in ran] == [0, 0, 0]
     server._process.kill()
     worker.event("redis_away")
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    assert all(SECRET not in process.output for process in [worker, *ran])
+    assert all(SECRET not in process.out + process.err for process in [worker, *ran])
     assert address in worker.err
 
 
-def test_a_frozen_server_is_exit_code_3_within_the_timeout(shell, new_server):
+def test_a_frozen_server_is_exit_code_3_within_the_timeout(forks, new_server):
     server = new_server()
     server._process.send_signal(signal.SIGSTOP)
-    ran = shell.run(
+    ran = forks.run(
         "publish", "user.updated", TIDINGS_URL=f"redis://127.0.0.1:{server.port}", TIDINGS_OPERATION_TIMEOUT="0.2"
     )
     assert_is_one_message(ran, 3, "127.0.0.1")
@@ -568,7 +592,9 @@ def test_a_frozen_server_is_exit_code_3_within_the_timeout(shell, new_server):
 def test_a_wait_on_a_server_that_freezes_ends_all_the_same(shell, new_server, until):
     server = new_server()
     address = f"redis://127.0.0.1:{server.port}"
-    waiting = shell.start("publish", "user.updated", "--wait", "1", TIDINGS_URL=address)
+    waiting = shell.start(
+        "publish", "user.updated", "--wait", "1", TIDINGS_URL=address, TIDINGS_OPERATION_TIMEOUT="0.2"
+    )
     with redis.Redis.from_url(address) as client:
         until(lambda: client.info("clients")["blocked_clients"] == 1, "the blocked read")
     server._process.send_signal(signal.SIGSTOP)
@@ -604,11 +630,12 @@ with asyncio.Runner() as runner:
 """
 
 
-def test_what_a_second_terminal_publishes_changes_what_a_third_process_reads(shell, until):
+def test_what_a_second_terminal_publishes_changes_what_a_third_process_reads(shell, forks, until):
+    here = partial(forks.run, folder=shell.folder)
     shell.write("service.py", SERVICE)
     shell.write("reader.py", READER)
     name = shell.write("name", "Ada")
-    assert shell.run("publish", "user.renamed").code == 2  # there is no server yet
+    assert here("publish", "user.renamed").code == 2  # there is no server yet
 
     worker = shell.start("worker", "service:rules")
     address = worker.event("worker_started")["server"]
@@ -617,20 +644,20 @@ def test_what_a_second_terminal_publishes_changes_what_a_third_process_reads(she
     name.write_text("Grace")
     assert reader.ask("7") == "Ada"  # cached
 
-    published = shell.run("publish", "user.renamed", "--data", '{"user_id": 7}', "--wait", "5")
+    published = here("publish", "user.renamed", "--data", '{"user_id": 7}', "--wait", "5")
     assert (published.code, published.err) == (0, "applied\n")
     assert reader.ask("7") == "Grace"
 
     name.write_text("Mary")
-    assert shell.run("invalidate", "--tag", "user:7").code == 0
+    assert here("invalidate", "--tag", "user:7").code == 0
     assert reader.ask("7") == "Mary"
 
-    assert shell.run("publish", "user.visited", "--data", '{"user_id": 8}').code == 0
+    assert here("publish", "user.visited", "--data", '{"user_id": 8}').code == 0
     assert worker.event("warmed")["call"] == "service:get_name"
     name.write_text("Ida")
     assert reader.ask("8") == "Mary"  # as it was warmed
 
-    dead = shell.run("publish", "user.renamed", "--wait", "5")
+    dead = here("publish", "user.renamed", "--wait", "5")
     assert dead.code == 2
     assert "user_id" in dead.err
 
@@ -645,4 +672,4 @@ def test_what_a_second_terminal_publishes_changes_what_a_third_process_reads(she
         with pytest.raises(redis.ConnectionError):
             client.ping()
     assert "Traceback" not in worker.err + second.err
-    assert shell.run("stats").code == 2  # the server has gone with its owner
+    assert here("stats").code == 2  # the server has gone with its owner

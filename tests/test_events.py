@@ -83,7 +83,7 @@ def test_fields_of_extensions_are_let_through():
     [
         ({}, "no 'type'"),
         ({b"type": b""}, "no 'type'"),
-        ({b"data": b"{}"}, "no 'type'"),
+        ({b"data": b"{}"}, "neither a CloudEvent, with 'type'"),
         ({b"type": b"\xff"}, "the field b'type' is not UTF-8"),
         ({b"type": b"x", b"\xff": b""}, r"the field b'\\xff' is not UTF-8"),
         ({b"type": b"x", b"data": b"{"}, "'data' is not JSON"),

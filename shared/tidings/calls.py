@@ -49,13 +49,18 @@ def call_text(function: Described[Any, Any], args: tuple[Any, ...], kwargs: dict
 
     Raises what classes of the arguments' own raise when they are made into text.
     """
-    if why_not_importable(function) is not None:
+    if why_not_importable(function) is not None or any(map(_is_too_long, (*args, *kwargs.values()))):
         return None
     try:
         text = f"{function.identity} {encode_call(function, args, kwargs)}"
     except TidingsError:
         return None
     return text if len(text) <= LONGEST_CALL else None
+
+
+def _is_too_long(argument: Any) -> bool:
+    """Say whether an argument need not be made into text to see that its call's is too long: that can take long."""
+    return isinstance(argument, str | bytes | list | tuple | dict | set | frozenset) and len(argument) > LONGEST_CALL
 
 
 def split_call(text: str) -> tuple[str, str]:

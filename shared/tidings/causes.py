@@ -17,10 +17,12 @@ from enum import Enum
 #: An event's id is anybody's text, and a cause is kept in every token: this much of it is enough.
 _ID_LENGTH = 100
 
-_EVENT = re.compile(r"event:(\S*)(?: entry:(\d+-\d+))? rule:(.*)", re.DOTALL)
+#: Text of this form is asked of the server, which refuses larger numbers.
+_ID = r"[0-9]{1,19}-[0-9]{1,19}"
+_EVENT = re.compile(rf"event:(\S*)(?: entry:({_ID}))? rule:(.*)", re.DOTALL)
 _CALL = re.compile(r"call:(\S+) (\S+)")
 _LOST = re.compile(r"lost:(\S*)(?: (.*))?", re.DOTALL)
-_STREAM_ID = re.compile(r"\d+-\d+")
+_STREAM_ID = re.compile(_ID)
 
 
 class Kind(Enum):
@@ -50,11 +52,17 @@ class Cause:
     stream: str = ""
 
 
-def by_event(event_id: str, stream_id: str | None) -> str:
-    """Return the beginning of a cause: which event; `by_rule` completes it."""
+def id_shown(event_id: str) -> str:
+    """Return an event's id as its causes have it."""
     shown = event_id[:_ID_LENGTH]
     if not shown.isalnum():  # as a fresh id is: white space would end it when it is read
         shown = "_".join(shown.split())
+    return shown
+
+
+def by_event(event_id: str, stream_id: str | None) -> str:
+    """Return the beginning of a cause: which event; `by_rule` completes it."""
+    shown = id_shown(event_id)
     return f"event:{shown}" if stream_id in {None, event_id} else f"event:{shown} entry:{stream_id}"
 
 

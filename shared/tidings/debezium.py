@@ -91,7 +91,8 @@ def _no_change(identity: Any, value: Any) -> EventError:
         return IgnoredEventError("schema_change")
     return EventError(
         shorten(
-            f"no 'type' of a CloudEvent, nor 'op' and 'source' of a change by Debezium, among {sorted(names)[:20]}"
+            "neither a CloudEvent, with 'type' (and 'specversion' where Debezium's key is), nor a change by Debezium,"
+            f" with 'op' and 'source': it has {sorted(names)[:20]}"
             " (a row without Debezium's envelope, as ExtractNewRecordState leaves it, does not say what it was before)"
         )
     )

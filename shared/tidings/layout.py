@@ -64,10 +64,16 @@ class Token:
     def unpack(cls, data: bytes) -> "Token | None":
         """Read a token; None for bytes that are none."""
         parts = data.split(b" ", 3)
-        if len(parts) != 4 or len(parts[0]) != UNIQUE_LENGTH or not parts[1].isdigit():  # noqa: PLR2004
+        if len(parts) != 4:  # noqa: PLR2004
             return None
         value, stamp, before, cause = parts
-        return cls(value, int(stamp), before, cause.decode("utf-8", "replace"))
+        if len(value) != UNIQUE_LENGTH or not stamp.isdigit():
+            return None
+        try:
+            made_us = int(stamp)
+        except ValueError:  # more digits than Python reads
+            return None
+        return cls(value, made_us, before, cause.decode("utf-8", "replace"))
 
 
 def encode_cause(cause: str) -> bytes:

@@ -25,7 +25,8 @@ from tidings.keys import ALL
 from tidings.publisher import Receipt
 from tidings_worker.explaining.asking import Servers
 from tidings_worker.explaining.explanation import State
-from tidings_worker.explaining.gathering import Answer, Subject, answer
+from tidings_worker.explaining.gathering import Answer, answer
+from tidings_worker.explaining.subjects import Subject
 from tidings_worker.explaining.waiting import Place
 from tidings_worker.explaining.wording import LOSSES
 from tidings_worker.jobs import jobs_pool
@@ -277,7 +278,7 @@ class World:
             assert found.explanation.complete
             last = found.explanation.changes[-1].cause
             assert last.kind in {Kind.EVENT, Kind.LOST}
-            event = found.events.get(last.stream_id)
+            event = found.events.get(last.event_id)
             if event is not None:
                 assert (event.type, event.data["thing"]) == ("faults.changed", thing)
                 assert last.rule.startswith("rules.changed (rules.py:")

@@ -40,6 +40,13 @@ class Parts:
     def patience(self) -> Patience:
         return Patience("a part", self.outage, self.stop)
 
+    async def apply(self, count):
+        """Read and apply so many entries. A read that began with an acknowledgement may have ended before they came."""
+        while count > 0:
+            found = await self.group.read(100, 20)
+            await self.consumer.apply(found, self.stop, self.patience())
+            count -= len(found)
+
     @property
     def codes(self):
         return [loss.code for loss in self.losses]

@@ -6,11 +6,19 @@ import sys
 from types import SimpleNamespace
 
 _FORKS = """
+import gc
 import json
 import os
 import sys
 
 import tidings_worker.cli
+import tidings_worker.commands.keys
+import tidings_worker.commands.simulate
+import tidings_worker.commands.verify
+import tidings_worker.lint.linting
+
+gc.collect()
+gc.freeze()  # what is there now need not be gone through, and so copied, by each child
 
 for line in sys.stdin:
     command = json.loads(line)

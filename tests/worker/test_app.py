@@ -144,19 +144,24 @@ def test_a_second_signal_does_not_break_the_drain(client, folder, start, until):
     assert client.zcard("warms") == 0
 
 
-@pytest.mark.parametrize("event_type", ["app.slow", "app.slow_thread"], ids=["coroutine", "thread"])
+@pytest.mark.parametrize(
+    ("event_type", "loads"),
+    [("app.slow", 1), ("app.slow_thread", 1), ("app.slow_thread", 40)],
+    ids=["coroutine", "thread", "every thread"],  # a loop has 32 at most
+)
 def test_a_load_that_takes_long_does_not_hold_up_the_stop_and_is_left_for_the_next(
-    event_type, client, folder, start, until
+    event_type, loads, client, folder, start, until
 ):
-    publish(client, event_type, user_id=7)
-    worker = start(drain_timeout=0.2, stop_timeout=4)
-    until(lambda: lines(folder / "loading"), "the load")
+    for number in range(loads):
+        publish(client, event_type, user_id=number)
+    worker = start(drain_timeout=0.2, stop_timeout=4, max_warms=40)
+    until(lambda: len(lines(folder / "loading")) == loads, "the load")
     asked = time.monotonic()
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
     assert time.monotonic() - asked < 5
     assert group(client)["pending"] == 0
-    assert client.zcard("warms") == 1
+    assert client.zcard("warms") == loads
     assert client.keys("arq:in-progress:*") == []
 
 

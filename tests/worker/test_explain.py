@@ -99,7 +99,7 @@ async def test_an_event_that_invalidated_is_named_with_its_rule_and_how_long_it_
     assert found.explanation.state is State.INVALIDATED
     (change,) = found.explanation.changes
     assert (change.what, change.cause.kind, change.cause.event_id) == ("tag:user:1", Kind.EVENT, receipt.event_id)
-    assert found.events[receipt.id].type == "explain.updated"
+    assert found.events[receipt.event_id].type == "explain.updated"
     told = document(found)["changes"][0]
     assert told["rule"].startswith("rules.map('explain.updated')")
     assert 0 <= told["latency_ms"] < 10_000
@@ -328,7 +328,14 @@ class TestWaiting:
     async def test_with_rules_it_is_said_when_nothing_concerns_it(self, explain, cache, get_user):
         await get_user(1)
         await cache.publish(ExplainUpdated(user_id=2))
-        assert (await explain(rules=RULES)).concerning == []
+        found = await explain(rules=RULES)
+        assert found.concerning == []
+        assert "none that waits or was set aside would invalidate it" in text(found)
+
+    async def test_without_rules_dead_letters_are_counted_even_when_nothing_waits(self, explain, client, get_user):
+        await get_user(1)
+        client.xadd("events:dead", {"reason": "why"})
+        assert "events 0 not applied yet, 1 dead letter; --rules" in text(await explain())
 
     async def test_an_event_that_its_rule_fails_over_might_concern_it_and_says_why(self, explain, cache, get_user):
         """As with a mistake in a rule: nobody can tell what the event was about."""

@@ -129,11 +129,14 @@ async def test_warms_are_queued_running_due_later_and_failing(pool, cache, clien
 
 async def test_what_is_no_job_in_the_queue_breaks_nothing(pool, cache, client):
     queue = cache.keys.jobs
-    client.zadd(queue, {b"\xff": 1, f"{queue}:gone": 2, f"{queue}:other": 3})
+    client.zadd(queue, {b"\xff": "-inf", f"{queue}:gone": 2, f"{queue}:other": "inf"})
     client.set(f"arq:job:{queue}:other", b"\x80\x04pickle")
+    note = {"call": "m:f", "arguments": "", "error": "E", "message": "", "failures": 1, "first": 1.0, "last": 1.0}
+    for name in ("first", "last"):
+        client.hset(cache.keys.failing, name, json.dumps(note | {name: float("inf")}))
     found = await view_warms(pool, queue, cache.keys.failing, limit=10)
     assert [job.call for job in found.next] == ["?"] * 3
-    json.dumps(found.as_json())
+    json.dumps(found.as_json(), allow_nan=False)
 
 
 async def test_of_a_long_queue_the_front_is_looked_at(pool, cache, client):

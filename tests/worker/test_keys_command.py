@@ -168,6 +168,12 @@ def test_functions_that_could_share_an_entry_are_an_error_that_names_both(keys):
     assert twice.startswith("tidings: clash.py:12 and clash.py:21: functions named clash:same would share")
 
 
+def test_two_forms_at_once_are_refused(keys):
+    ran = keys("shop", "--json", "--format", "markdown")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--format markdown" in ran.err
+
+
 def test_a_module_that_defines_none_says_so(keys):
     ran = keys("user")
     assert (ran.code, ran.out, ran.err) == (0, "", "no cached function is defined in user\n")

@@ -15,11 +15,16 @@ from forked_commands import Forks
 from pydantic import BaseModel, Field
 from tidings import Event
 from tidings.templates import parse
+from tidings_worker import Invalidate, Rules
 from tidings_worker.lint.examples import examples
-from tidings_worker.lint.findings import CODES
+from tidings_worker.lint.findings import CODES, RuleFacts
+from tidings_worker.lint.linting import lint as lint_of
+from tidings_worker.lint.rule_code import read as read_rule
+from tidings_worker.lint.rule_code import spot_of_rule
 from tidings_worker.lint.scopes import Scope
 from tidings_worker.lint.shapes import Shape, meet
 from tidings_worker.lint.texts import texts, texts_of_function
+from tidings_worker.lint.trial import try_out
 
 # Faults, each planted on a line that ends with its code
 
@@ -519,37 +524,40 @@ DEMO = Path(tidings_worker.demo.__file__).parent
 BREAKS = {
     "unread-tag": ("rules.py", 'f"package:{event.package}"', 'f"packages:{event.package}"'),
     "unbound-warm": ("rules.py", "package=event.package, as_of=event.as_of)", "package=event.package)"),
-    "unknown-field": ("rules.py", "as_of=event.as_of", "as_of=event.day"),
-    "not-yielded": ("rules.py", "yield Invalidate(", "Invalidate("),
     "unruled-event": ("service.py", "class TreeNode", 'class Gone(Event, type="gone"): ...\n\n\nclass TreeNode'),
+    "not-yielded": ("rules.py", "yield Invalidate(", "Invalidate("),
+    "unknown-field": ("rules.py", "as_of=event.as_of", "as_of=event.day"),
     "uninvalidated-reader": ("service.py", "{package}", "{package}:{as_of}"),
-}
-#: What else is so because of it.
-FOLLOWING = {
-    "unread-tag": {"uninvalidated-reader"},
-    "not-yielded": {"uninvalidated-reader"},
-    "uninvalidated-reader": {"unread-tag"},
 }
 
 
 def test_the_demo_has_nothing_wrong(lint):
     ran = lint({}, "tidings_worker.demo.rules:rules", "--module", "tidings_worker.demo", "--verbose")
     assert (ran.code, ran.out) == (0, "")
-    assert ran.err == "no findings in 1 rules, 1 cached functions\n"
+    assert ran.err == "no findings in 1 rule, 1 cached function\n"
 
 
-@pytest.mark.parametrize("code", BREAKS)
-def test_a_broken_copy_of_the_demo_is_told_by_file_and_line(code, lint):
+@pytest.mark.parametrize(
+    ("planted", "following"),
+    [
+        (["unread-tag", "unbound-warm", "unruled-event"], {"uninvalidated-reader"}),
+        (["not-yielded", "unknown-field", "uninvalidated-reader"], set()),
+    ],
+    ids=["one", "other"],
+)
+def test_a_broken_copy_of_the_demo_is_told_by_file_and_line(planted, following, lint):
     names = ("__init__.py", "rules.py", "service.py", "catalog.py", "source.py")
     files = {f"broken/{name}": (DEMO / name).read_text() for name in names}
-    file, old, new = BREAKS[code]
-    text = files[f"broken/{file}"]
-    assert text.count(old) == 1
-    files[f"broken/{file}"] = text.replace(old, new)
-    line = text[: text.index(old)].count("\n") + 1
+    expected = set()
+    for code in planted:
+        name, old, new = BREAKS[code]
+        text = files[f"broken/{name}"]
+        assert text.count(old) == 1
+        expected.add((f"broken/{name}", text[: text.index(old)].count("\n") + 1, code))
+        files[f"broken/{name}"] = text.replace(old, new)
     ran = lint(files, "broken.rules:rules", "--json")
-    assert (f"broken/{file}", line, code) in named(ran)
-    assert {row[2] for row in named(ran)} == {code, *FOLLOWING.get(code, ())}
+    assert expected <= named(ran)
+    assert {code for _, _, code in named(ran)} == {*planted, *following}
     assert ran.code == 1
 
 
@@ -570,7 +578,7 @@ def test_modules_that_rules_do_not_import_are_named(lint):
     alone = lint(files, "rules:rules", "--json")
     assert named(alone) == {("rules.py", 1, "no-readers"), ("rules.py", 3, "unpublished-type")}
     ran = lint(files, "rules:rules", "--module", "service")
-    assert (ran.code, ran.out, ran.err) == (0, "", "no findings in 1 rules, 1 cached functions\n")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no findings in 1 rule, 1 cached function\n")
 
 
 @pytest.mark.parametrize(
@@ -761,6 +769,57 @@ def test_loops_over_literals_are_followed_and_others_are_holes():
     found = texts_of_function(by_a_loop)
     assert {str(text.shape) for text in found.found} == {"{}:{}", "x", "y"}
     assert found.complete
+
+
+class Tags:
+    @classmethod
+    def of(cls, event):
+        return [cls.team(event)]
+
+    @staticmethod
+    def team(event):
+        return f"team:{event.team}"
+
+    @classmethod
+    def user(cls, event):
+        return f"user:{event.id}"
+
+
+def test_helpers_in_a_class_are_followed():
+    found = read("[Tags.user(event), Tags.team(event)]")
+    assert ([str(text.shape) for text in found.found], found.complete) == (["user:{}", "team:{}"], True)
+
+
+def endless(event):
+    while True:
+        yield Invalidate(tags=[f"user:{event.number}"])
+
+
+class Asked(Event, type="lint.asked"):
+    number: int
+
+
+def test_a_rule_that_never_ends_is_found_and_holds_nothing_up(monkeypatch):
+    monkeypatch.setattr("tidings_worker.lint.trial.LONGEST", 0.05)
+    rules = Rules()
+    rules.on(Asked)(endless)
+    (found,) = [one for one in lint_of(rules, []).found if one.code == "failing-rule"]
+    assert "does not end within 0.05 s" in found.message
+    first = endless.__code__.co_firstlineno
+    assert found.spot.place.line in range(first, first + 3)
+
+
+class ByKind:
+    def __call__(self, event):
+        return Invalidate(tags=[f"kind:{event.number}"])
+
+
+def test_a_tag_that_is_known_by_example_may_be_any_of_its_kind():
+    rules = Rules()
+    rules.on(Asked)(ByKind())
+    registered = rules.registered[0]
+    facts = RuleFacts(registered, spot_of_rule(registered), read_rule(registered), try_out(registered))
+    assert [str(text.shape) for text in facts.tags] == ["kind:{}"]
 
 
 def test_a_function_that_calls_itself_ends():

@@ -1,4 +1,4 @@
-"""`tidings dlq`, `replay`, `groups` and `warms` as an operator types them: exit codes, what is printed, what is left.
+"""`tidings dlq`, `replay`, `tail`, `groups` and `warms` as operators type them: exit codes, what is printed and left.
 
 Nearly all the time that a command takes is imports, so all of them run in one process, which this module starts once.
 """
@@ -115,6 +115,16 @@ def test_chosen_letters_go_back_and_those_that_cannot_are_named(run, add, client
     assert [one["id"] for one in done.json["refused"]] == [foreign]
 
 
+def test_names_are_shown_as_they_are(run, add, client):
+    """What looks like markup or like a picture's name is neither."""
+    name = "a:key:[red]b"
+    add(reason=name, **{"original:type": name})
+    client.xadd("events", {"type": name, "subject": name})
+    assert run("dlq", "list").out.count(name) == 2
+    assert run("dlq", "replay", "--all", "--dry-run").out.count(name) == 2
+    assert run("replay", "typed_rules:rules", "--since", "0", "--dry-run").out.count(name) == 4
+
+
 def test_a_dry_replay_leaves_everything_as_it_is(run, add, client):
     add(2)
     done = run("dlq", "replay", "--all", "--dry-run")
@@ -149,7 +159,10 @@ def test_letters_are_dropped_only_when_it_is_certain_that_they_are_meant(run, ad
         (("dlq", "show", "newest"), "no id of a dead letter"),
         (("dlq", "replay", "5"), "no id of a dead letter"),
         (("dlq", "list", "--since", "yesterday"), "is no time"),
+        (("tail", "--since", "yesterday"), "is no time"),
+        (("tail", "--no-follow"), "--since"),
         (("replay", "typed_rules:rules", "--since", "600"), "is no time"),
+        (("replay", "typed_rules:rules", "--since", "1h", "--until", "2h"), "is before --since 1h"),
         (("replay", "not_there:rules", "--since", "10m"), "no module"),
     ],
 )
@@ -159,10 +172,12 @@ def test_what_cannot_be_meant_is_refused_with_a_cure(run, arguments, message):
     assert message in done.err
 
 
-@pytest.mark.parametrize("command", [("dlq", "list"), ("groups",), ("warms",)])
-def test_a_server_that_is_not_there_or_is_no_server_is_said(run, command):
+@pytest.mark.parametrize("command", [("dlq", "list"), ("groups",), ("warms",), ("stats",), ("tail",)])
+def test_a_server_that_is_not_there_or_is_no_server_is_said(run, url, command):
     assert run(*command, TIDINGS_URL="redis://127.0.0.1:1").code == 3
     assert run(*command, TIDINGS_URL="memory://").code == 2
+    refused = run(*command, TIDINGS_URL=url.replace("//", "//somebody:s3cret@"))
+    assert (refused.code, url in refused.err, "s3cret" in refused.err) == (3, True, False)
 
 
 def test_a_stretch_is_run_again_in_every_partition(run, client):
@@ -186,6 +201,17 @@ def test_a_replay_without_warms_queues_none_and_one_that_fails_says_so(run, clie
     assert not client.exists("warms")
 
 
+def test_a_tail_ends_after_so_many_and_without_following(run, client):
+    for number in range(5):
+        client.xadd("events", {"type": "tail.script", "subject": f"s:{number}"})
+    client.xgroup_create("events", "tidings", id="$")
+    counted = run("tail", "--since", "0", "--count", "2")
+    assert (counted.code, counted.out.count("\n")) == (0, 2)
+    past = run("tail", "--since", "0", "--no-follow", "--json")
+    assert past.code == 0
+    assert [json.loads(line)["subject"] for line in past.out.splitlines()] == [f"s:{number}" for number in range(5)]
+
+
 def test_groups_are_a_check_when_a_bound_is_given(run, client):
     client.xgroup_create("events", "tidings", "0", mkstream=True)
     assert run("groups", "--max-lag", "0", "--max-age", "5").code == 0
@@ -201,3 +227,11 @@ def test_warms_are_shown(run, client):
     assert run("warms").out.splitlines()[1] == "0 queued: 0 waiting, 0 due later"
     client.zadd("warms", {"warms:gone": 1})
     assert run("warms", "--json").json["queued"] == 1
+
+
+def test_a_warm_can_be_asked_for(run, client):
+    done = run("warm", "typed_rules:place", "7", "--json")
+    assert (done.code, done.json["function"]) == (0, "typed_rules:place")
+    assert client.zcard("warms") == 1
+    assert run("warm", "typed_rules:place", "7").out.strip() == done.json["name"]
+    assert client.zcard("warms") == 1

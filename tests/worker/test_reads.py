@@ -28,7 +28,8 @@ def test_windows_are_added_up_by_namespace_and_processes_are_counted_once():
 
 
 def test_a_field_that_is_no_report_is_left_out():
-    found = reported([{b"users": b"1", b"users:hits": b"-5", b"users:misses": b"many", b"\xff:hits": b"1"}], 60)
+    odd = {b"users": b"1", b"users:hits": b"-5", b"users:misses": b"many", b"users:load_us": b"9" * 5000}
+    found = reported([{**odd, b"\xff:hits": b"1"}], 60)
     assert list(found.namespaces) == ["�"]
 
 
@@ -60,8 +61,9 @@ def test_failures_are_those_of_redis_of_loads_and_of_decoding():
         ([entry(2000, before=b"900-0", tokens={"all": ""})], (1, True)),
         ([entry(2000, before=b"1500-0", tokens={"all": ""})], (1, False)),
         ([(b"2000-0", {b"what": b"nonsense"}), (b"1800-0", {})], (1, True)),
+        ([(b"2000-0", {b"what": b"[" * 100_000, b"prev": b"9" * 5000})], (1, True)),
     ],
-    ids=["no log", "one of everything", "one is older", "the older are gone", "younger ones are gone", "nonsense"],
+    ids=["no log", "one of each", "one is older", "the older are gone", "younger ones are gone", "nonsense", "deep"],
 )
 def test_invalidations_are_counted_as_far_as_the_log_reaches(entries, expected):
     assert invalidations(entries, 1000) == expected

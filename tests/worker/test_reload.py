@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import capture_logs
 from tidings import Cache, Event, Settings
 from tidings.errors import ConfigurationError
 from tidings_worker import Rules, Warm
@@ -50,9 +51,8 @@ def start(shell, url):
     shell.write("reload_rules.py", MODULE)
     shell.write("rules.toml", tags("old"))
 
-    def start(*targets, **settings):
-        variables = {f"TIDINGS_WORKER_{name.upper()}": str(value) for name, value in settings.items()}
-        worker = shell.start("worker", *targets, TIDINGS_URL=url, TIDINGS_WORKER_BLOCK_MS="100", **variables)
+    def start(*targets):
+        worker = shell.start("worker", *targets, TIDINGS_URL=url, TIDINGS_WORKER_BLOCK_MS="100")
         worker.event("worker_started")
         return worker
 
@@ -91,8 +91,19 @@ def apply(client, url):
         yield apply
 
 
-def test_what_is_valid_is_used_and_what_is_not_is_refused(start, reload, apply):
+def every_second(user_id):
+    warm = f'{{ call = "reload_rules:load", with = {{ user_id = {user_id} }} }}'
+    return f"[[schedule]]\nwarm = {warm}\nsecond = {list(range(60))}\n"
+
+
+def test_what_is_valid_is_used_and_what_is_not_is_refused(start, reload, apply, shell, until):
     """One worker through everything that may happen to its file."""
+
+    def loaded(user_id):
+        notes = shell.folder / "loaded"
+        return notes.read_text().split().count(str(user_id)) if notes.exists() else 0
+
+    shell.write("rules.toml", tags("old") + every_second(1))
     worker = start("rules.toml", "reload_rules:rules")
     assert apply() == {"old"}
 
@@ -104,45 +115,20 @@ def test_what_is_valid_is_used_and_what_is_not_is_refused(start, reload, apply):
     assert "cannot be read" in reload(worker, None, "rules_rejected")["problems"][0]
     assert "nothing in it" in reload(worker, "", "rules_rejected")["problems"][0]
     assert apply() == {"old"}
+    until(lambda: loaded(1), "the schedule of the start")
 
-    done = reload(worker, tags("new") + '[[rule]]\non = "reload.more"\ntags = ["more"]\n')
-    assert (done["added"], done["removed"], done["rules"]) == (["reload.more"], [], 3)
+    done = reload(worker, tags("new") + '[[rule]]\non = "reload.more"\ntags = ["more"]\n' + every_second(2))
+    known = loaded(1)
+    assert (done["added"], done["removed"], done["rules"], done["schedules"]) == (["reload.more"], [], 3, 1)
     assert done["not_read_again"] == ["reload_rules:rules"]
     assert apply() == {"new"}
     assert apply("reload.more") == {"more"}
     assert apply("reload.of_module") == {"module"}
-
-    assert reload(worker, tags("newest"))["removed"] == ["reload.more"]
-    assert apply("reload.more") == set()
-    worker.send(signal.SIGTERM)
-    assert worker.wait() == 0
-
-
-def test_schedules_are_reloaded(start, reload, shell, until):
-    every_second = f"second = {list(range(60))}"
-
-    def schedule(user_id):
-        return (
-            f'[[schedule]]\nwarm = {{ call = "reload_rules:load", with = {{ user_id = {user_id} }} }}\n{every_second}\n'
-        )
-
-    def loaded(user_id):
-        notes = shell.folder / "loaded"
-        return notes.read_text().split().count(str(user_id)) if notes.exists() else 0
-
-    shell.write("rules.toml", schedule(1))
-    worker = start("rules.toml")
-    until(lambda: loaded(1), "the schedule of the start")
-    assert reload(worker, schedule(2))["schedules"] == 1
-    known = loaded(1)
     until(lambda: loaded(2), "the new schedule")
     assert loaded(1) <= known + 2, "what was queued already, a second ahead"
 
-
-def test_without_a_file_the_signal_says_that_modules_stay(start, until):
-    worker = start("reload_rules:rules")
-    worker.send(signal.SIGHUP)
-    assert worker.event("rules_not_reloaded")["modules"] == ["reload_rules:rules"]
+    assert reload(worker, tags("newest"))["removed"] == ["reload.more"]
+    assert apply("reload.more") == set()
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
 
@@ -179,59 +165,59 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+class Terminal:
+    """A worker in a terminal of its own."""
+
+    def __init__(self, how, folder, environment):
+        self._log = folder / f"log.{how}"
+        self._end, inside = pty.openpty()
+        command = [sys.executable, "-c", IN_A_TERMINAL, how]
+        command += [sys.executable, "-m", "tidings_worker", "worker", "rules.toml"]
+        with self._log.open("wb") as log:
+            self.worker = subprocess.Popen(command, stdin=inside, stdout=log, stderr=log, cwd=folder, env=environment)
+        os.close(inside)
+
+    def said(self, event):
+        return f'"{event}"' in self._log.read_text()
+
+    def close(self):
+        if self._end is not None:
+            os.close(self._end)
+            self._end = None
+
+    def end(self):
+        self.worker.kill()
+        self.worker.wait(10)
+        self.close()
+
+
 @pytest.fixture
 def start_in_terminal(shell, url):
-    """Start a worker in a terminal; give both."""
+    """Start a worker in a terminal."""
     shell.write("rules.toml", tags("old"))
-    terminal, inside = pty.openpty()
-    started, open_ends = [], [terminal, inside]
+    environment = {**shell.environment, "TIDINGS_URL": url, "TIDINGS_WORKER_BLOCK_MS": "100"}
+    started = []
 
     def start(how):
-        command = [
-            sys.executable,
-            "-c",
-            IN_A_TERMINAL,
-            how,
-            sys.executable,
-            "-m",
-            "tidings_worker",
-            "worker",
-            "rules.toml",
-        ]
-        environment = {**shell.environment, "TIDINGS_URL": url, "TIDINGS_WORKER_BLOCK_MS": "100"}
-        with (shell.folder / "log").open("wb") as log:
-            worker = subprocess.Popen(command, stdin=inside, stdout=log, stderr=log, cwd=shell.folder, env=environment)
-        started.append(worker)
-        os.close(open_ends.pop())
-        return worker
+        started.append(Terminal(how, shell.folder, environment))
+        return started[-1]
 
-    def close():
-        os.close(open_ends.pop())
-
-    start.close = close
     yield start
-    for worker in started:
-        worker.kill()
-        worker.wait(10)
-    for end in open_ends:
-        os.close(end)
+    for terminal in started:
+        terminal.end()
 
 
-@pytest.mark.parametrize("how", ["plain", "nohup"])
-def test_a_worker_whose_terminal_is_closed_ends_unless_it_was_told_not_to(how, start_in_terminal, shell, until):
+def test_a_worker_whose_terminal_is_closed_ends_unless_it_was_told_not_to(start_in_terminal, until):
     """Plainly, it has been hung up in earnest: nobody is there any more to stop it."""
-    worker = start_in_terminal(how)
-
-    def said(event):
-        return f'"{event}"' in (shell.folder / "log").read_text()
-
-    until(lambda: said("worker_started"), "the start")
-    start_in_terminal.close()
-    if how == "nohup":
-        until(lambda: said("rules_reloaded"), "the reload")
-        worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
-    assert said("rules_reloaded") is (how == "nohup")
+    plain, nohup = start_in_terminal("plain"), start_in_terminal("nohup")
+    for terminal in (plain, nohup):
+        until(lambda: terminal.said("worker_started"), "the start")  # noqa: B023 called at once
+        terminal.close()
+    until(lambda: nohup.said("rules_reloaded"), "the reload")
+    nohup.worker.send_signal(signal.SIGTERM)
+    for terminal in (plain, nohup):
+        assert terminal.worker.wait(10) == 0
+    assert not plain.said("rules_reloaded")
 
 
 # The parts by themselves
@@ -258,6 +244,15 @@ def reloading(tmp_path, monkeypatch):
     made = Reloading(targets, asyncio.Event(), targets.load(), taken.append, Metrics())
     made.taken = taken
     return made
+
+
+async def test_without_a_file_the_signal_says_that_modules_stay(reloading):
+    reloading._targets = RulesTargets("reload_rules:rules")
+    with capture_logs() as logs:
+        await reloading.reload()
+    (said,) = logs
+    assert (said["event"], said["modules"]) == ("rules_not_reloaded", ["reload_rules:rules"])
+    assert reloading.taken == []
 
 
 async def test_rules_that_a_part_refuses_are_rejected(tmp_path, monkeypatch, reloading):

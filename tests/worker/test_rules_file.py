@@ -226,6 +226,38 @@ def test_either_row_may_fulfil_a_condition_and_both_are_invalidated(read, before
     assert not rules.simulate(Moved(before=None, after=Row(team="1", plan="free"))).tags
 
 
+def test_a_table_that_was_truncated_may_have_had_any_row(read):
+    rules = read("""
+        [[rule]]
+        on = ["file.moved", "file.truncated"]
+        namespaces = ["teams"]
+        when = { plan = "pro" }
+        [[rule]]
+        on = "file.truncated"
+        namespaces = ["others"]
+        when = { kind = "x" }
+    """)
+    assert rules.simulate(Moved(before=None, after=None)).namespaces == {"teams"}
+    for data, expected in (({}, {"teams", "others"}), ({"kind": "y"}, {"teams"})):
+        truncated = Event.of("file.truncated", {"before": None, "after": None} | data)
+        assert rules.simulate(truncated).namespaces == expected
+
+
+def test_a_tag_that_an_event_cannot_have_takes_nothing_from_the_others(read):
+    rules = read("""
+        [[rule]]
+        on = "file.deleted"
+        namespaces = ["team{team}", "stats"]
+        tags = ["team:{team}", "row:{id}"]
+        warm = ["test_rules_file:get_day"]
+    """)
+    plan = rules.simulate(Event.of("file.deleted", {"before": {"id": 7}, "after": None}))
+    assert set(plan.causes) == {"namespace:stats", "tag:row:7"}
+    (problem,) = plan.problems
+    assert "team{team}" in problem
+    assert "team:{team}" in problem
+
+
 def test_schedules_are_those_that_python_makes(read):
     rules = read("""
         [[schedule]]
@@ -278,6 +310,8 @@ GOOD = RULE + 'tags = ["a"]\n'
     [
         (RULE + 'tag = ["a"]', "3:1: unknown key 'tag'; did you mean 'tags'?"),
         (RULE + 'tags = "a"', '3:1: "a" where a list belongs; write tags = ["a"]'),
+        (RULE + "tags = { a = 1 }", '3:1: a table where a list belongs; write tags = ["…"]'),
+        ("on = 'a'", "1:1: 'on' stands outside of a rule; write [[rule]] or [[schedule]] above it"),
         (RULE + "tags = [\n 'a',\n  5]", "5:3: 5 is not a text; write it in quotes"),
         (RULE + "tags = ['user:{usr}']", "3:9: file.updated: the template 'user:{usr}' names 'usr'; there is: active,"),
         (RULE + "tags = ['a', '']", "3:14: file.updated: an empty template"),
@@ -312,6 +346,7 @@ GOOD = RULE + 'tags = ["a"]\n'
         (RULE + "warm = [{ call = 'a:b', hot = 'c' }]", '3:9: a warm is "module:function"'),
         (RULE + "warm = ['no_such_module:get']", "3:9: no_such_module does not import: no module 'no_such_module'"),
         (RULE + "warm = ['test_rules_file:get_usr']", "no 'get_usr' there; did you mean 'get_user'?"),
+        (RULE + "warm = ['test_rules_file:x']", "no 'x' there; there is: get_day, get_user"),
         (RULE + "warm = ['test_rules_file:not_cached']", "test_rules_file:not_cached is not a function decorated with"),
         (
             RULE + "warm = [{ call = 'test_rules_file:get_user', with = { usr_id = 1 } }]",
@@ -355,6 +390,7 @@ GOOD = RULE + 'tags = ["a"]\n'
         ("[[rule]]\non = 'a'\non = 'b'", "3:9: not TOML: Cannot overwrite a value"),
         ("[[rule]]\non = 'a'\ntags = ['b'", "3:12: not TOML: Unclosed array"),
         ("x = " + "[" * 3000, "1:1: not TOML that can be read: it is nested too deeply"),
+        ("x = " + "9" * 5000, "1:1: not TOML that can be read: Exceeds the limit"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_its_cure(problems, text, expected):

@@ -1,9 +1,16 @@
 """`tidings simulate`: what an event would do, and nothing done."""
 
 import json
+from pathlib import Path
 
 import pytest
 from forked_commands import Forks
+from tidings.events import IgnoredEventError, from_fields
+from tidings.keys import Keyspace
+from tidings_worker import Invalidate, Rules
+from tidings_worker.simulating import effects
+
+RECORDED = Path(__file__).parent.parent / "recorded"
 
 RULES = """
 from datetime import date
@@ -139,9 +146,53 @@ def test_an_entry_as_another_system_writes_it(simulate):
 
 
 def test_an_entry_that_the_worker_ignores_is_said(simulate):
-    ran = simulate("--fields", '{"key": {"id": 2}, "value": "default"}')
-    assert (ran.code, ran.out) == (1, "")
+    ran = simulate("--fields", '{"key": {"id": 2}, "value": "default"}', "--json")
+    assert ran.code == 1
+    assert "tombstone" in json.loads(ran.out)["ignored"]
     assert ran.err.startswith("tidings: the worker ignores it: ")
+
+
+def test_a_rule_that_never_ends_is_ended(monkeypatch):
+    monkeypatch.setattr("tidings_worker.simulating.LONGEST", 0.05)
+    rules = Rules()
+
+    @rules.on("simulate.endless")
+    def endless(event):
+        while True:
+            yield Invalidate(tags=["endless"])
+
+    envelope = from_fields("events", "1-1", {b"type": b"simulate.endless"})
+    (effect,) = effects(rules, envelope, Keyspace())
+    assert (effect.tags, effect.again) == (("endless",), None)
+    assert "does not end" in effect.problem
+
+
+CHANGES = Rules()
+for verb in ("created", "updated", "deleted"):
+    CHANGES.map(f"public.users.{verb}", tags=["user:{id}", "team:{team_id}"])
+CHANGES.map("public.sessions.truncated", namespaces=["sessions"])
+
+
+@pytest.mark.parametrize("layout", ["extended", "extended-with-schema", "compact", "compact-with-schema"])
+async def test_it_says_of_each_change_of_a_table_what_a_worker_does(layout, new_parts, cache, client):
+    parts = await new_parts(CHANGES)
+    said, done = set(), set()
+    for line in (RECORDED / f"debezium-{layout}.jsonl").read_text().splitlines():
+        fields = json.loads(line)["fields"]
+        client.xadd("events", fields)
+        await parts.apply(1)
+        if tokens := client.keys("token:*"):
+            done |= {(line, name.decode().partition(":")[2]) for name in tokens}
+            client.delete(*tokens)
+        try:
+            envelope = from_fields("events", "1-1", {key.encode(): value.encode() for key, value in fields.items()})
+        except IgnoredEventError:
+            continue
+        for effect in effects(CHANGES, envelope, cache.keys):
+            said |= {(line, f"tag:{tag}") for tag in effect.tags}
+            said |= {(line, f"namespace:{name}") for name in effect.namespaces}
+    assert said == done
+    assert len(said) > 5
 
 
 def test_an_entry_of_the_stream_is_looked_at_and_nothing_is_touched(simulate, url, client):
@@ -171,6 +222,8 @@ MISTAKES = {
     "no fields": (["--fields", "{}"], "type"),
     "no Unicode": (["--fields", '{"type": "\\ud800"}'], "--fields"),
     "two events": (["--fields", "{}", "--entry", "1-1"], "--entry"),
+    "data beside fields": (["--fields", "{}", "--data", "{}"], "--data"),
+    "a subject beside an entry": (["--entry", "1-1", "--subject", "user:7"], "--subject"),
     "no stream id": (["--entry", "one"], "'one'"),
     "no server": (["--entry", "1-1"], "TIDINGS_URL"),
     "no type": ([], "type"),

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 from rich.console import Console
 from tidings import Cache, Event
 from tidings.errors import UnavailableError
 from tidings_worker import Invalidate, Rules
+from tidings_worker.commands import tail as tail_command
 from tidings_worker.commands.tail_views import print_line
 from tidings_worker.delivery import Entry, RetryPolicy
 from tidings_worker.groups import Group
@@ -165,6 +167,8 @@ def test_a_warm_is_shown_with_the_event_that_asked_for_it(follower):
     assert (line.outcome, line.type, line.subject, line.took_ms) == ("warmed", "tail.changed", "user:1", 2)
     (line,) = follower.journal(f"{MS}-9", warm_record(why="schedule", outcome="failed"), T)
     assert (line.outcome, line.type) == ("warm_failed", None)
+    (line,) = follower.journal(f"{MS}-9", warm_record(), T)  # somebody else asked for it again, like a replay
+    assert (line.outcome, line.type) == ("warmed", None)
 
 
 def test_another_groups_events_are_not_this_ones(follower):
@@ -391,6 +395,16 @@ async def test_an_event_from_before_is_shown_as_far_as_the_streams_tell(cache, f
     assert not any(line.complete for line in lines)
 
 
+async def test_an_event_whose_letter_was_put_back_or_dropped_is_not_called_applied(cache, client, follow, handle):
+    client.xadd("events", {"type": "tail.command", "data": '{"number": "none"}'})
+    client.xadd("events", {"no": "type"})
+    await handle()
+    client.delete("events:dead")
+    lines = await follow(since="0-0")
+    assert [(line.outcome.value, line.type) for line in lines] == [("dead", "tail.command"), ("dead", None)]
+    assert all("letter is gone" in line.reason for line in lines)
+
+
 async def test_an_event_that_a_worker_has_in_hand_is_not_called_applied(cache, client, follow):
     client.xgroup_create("events", "tidings", id="0", mkstream=True)
     for number in range(3):
@@ -437,10 +451,26 @@ async def test_who_may_only_read_is_told_once_and_shown_the_rest(url, cache, cli
     assert len(notes) == 1
 
 
-async def test_a_key_of_another_type_is_named(cache, client):
+async def test_who_may_not_ask_how_far_the_group_is_is_told_nothing_wrong(url, client):
+    client.xadd("events", {"type": "tail.command"})
+    client.acl_setuser("looker", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-xinfo"])
+    try:
+        async with Cache(url.replace("redis://", "redis://looker:x@")) as looking:
+            tailing = Tailing(looking, print, print, asyncio.Event())
+            await tailing.begin(lambda _now: "0-0")
+            with pytest.raises(NoPermissionError):
+                await tailing.past(patient=False)
+    finally:
+        client.acl_deluser("looker")
+
+
+@pytest.mark.parametrize("since", [None, lambda _now: "0-0"], ids=["new", "past"])
+async def test_a_key_of_another_type_is_named(cache, client, since):
     client.set("events:journal", "somebody else's")
-    with pytest.raises(UnavailableError, match="events:journal: WRONGTYPE"):
-        await Tailing(cache, print, print, asyncio.Event()).begin(None)
+    tailing = Tailing(cache, print, print, asyncio.Event())
+    with pytest.raises(UnavailableError, match="events:journal: WRONGTYPE"):  # noqa: PT012 either may find it
+        await tailing.begin(since)
+        await tailing.past(patient=False)
 
 
 # The command
@@ -481,15 +511,20 @@ def test_a_worker_tells_while_somebody_looks_on_and_ctrl_c_ends_it(shell, url, c
     assert "Traceback" not in tail.err
 
 
-def test_a_tail_ends_after_so_many_and_without_following(shell, url, client):
-    for number in range(5):
-        client.xadd("events", {"type": "tail.script", "subject": f"s:{number}"})
-    client.xgroup_create("events", "tidings", id="$")
-    counted = shell.run("tail", "--since", "0", "--count", "2", TIDINGS_URL=url)
-    assert (counted.code, counted.out.count("\n")) == (0, 2)
-    past = shell.run("tail", "--since", "0", "--no-follow", "--json", TIDINGS_URL=url)
-    assert past.code == 0
-    assert [json.loads(line)["subject"] for line in past.out.splitlines()] == [f"s:{number}" for number in range(5)]
+def test_ctrl_c_between_two_commands_ends_it(url, monkeypatch):
+    def since(_text, _now):
+        signal.raise_signal(signal.SIGINT)
+        return "0-0"
+
+    monkeypatch.setattr(tail_command, "parse_since", since)
+    screen, late = tail_command._Screen(lambda _: True, None, as_json=False), []
+
+    async def run():
+        asyncio.get_running_loop().call_later(5, lambda: late.append(screen.full.set()))
+        await tail_command._tail(Cache(url), "0", screen, follow=True)
+
+    asyncio.run(run())
+    assert not late
 
 
 def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(shell, url, client):
@@ -508,26 +543,6 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_traceback(shell, url, c
     assert done.stdout.splitlines()[-1] == "code=0"
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["--no-follow"], 2, "--since"),
-        (["--since", "yesterday"], 2, "yesterday"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
-)
-def test_wrong_usage(shell, url, arguments, code, said):
-    ended = shell.run("tail", *arguments, TIDINGS_URL=url)
-    assert ended.code == code
-    assert said in ended.err
-
-
-def test_no_server_at_the_start_is_an_error(shell):
-    ended = shell.run("tail", TIDINGS_URL="redis://127.0.0.1:1")
-    assert ended.code == 3
-    assert "Traceback" not in ended.err
 
 
 def test_an_outage_is_said_and_what_comes_after_it_is_shown(shell, new_server, until):

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -15,7 +16,9 @@ import pytest
 import redis.asyncio
 import structlog
 from arq.connections import ArqRedis
+from forked_commands import Forks
 from pydantic import BaseModel
+from redis.exceptions import ResponseError
 from tidings import Cache, Event, Settings, cached, publish, set_cache
 from tidings.errors import ConfigurationError
 from tidings.keys import Keyspace
@@ -30,6 +33,7 @@ from tidings_worker.verifying.audit import Audit
 from tidings_worker.verifying.nines import nines, nines_text, percent, stale_at_most
 from tidings_worker.verifying.pace import Pace
 from tidings_worker.verifying.plan import Plan
+from tidings_worker.verifying.reports import Tally
 from tidings_worker.verifying.sampling import Reservoir, Walk, shares
 from tidings_worker.verifying.scheduled import Auditor, audits
 from tidings_worker.verifying.verdicts import MOST_LOADS, Outcome, Value, difference, verdict
@@ -366,6 +370,19 @@ async def test_foreign_bytes_are_no_entries(data, client, audit):
     assert set(report.of("titles").counts) <= {"not_auditable", "not_served"}
 
 
+async def test_a_hostile_key_does_not_end_the_audit_of_a_cluster(cluster):
+    async with Cache(cluster.url) as spread:
+        set_cache(spread)
+        await title(7)
+        for number in range(10):
+            key = b"cache:titles:\xff%d" % number
+            for node in cluster.nodes:
+                with suppress(ResponseError):
+                    node.client.set(key, b"x")
+        report = await Audit(spread, plan_of()).run()
+    assert outcomes(report, "titles") == {"consistent": 1, "not_auditable": 10}
+
+
 async def test_a_value_that_does_not_decode_is_served_to_nobody(client, audit):
     await title(7)
     key = title.key(7)
@@ -499,7 +516,30 @@ async def test_an_entry_that_was_filled_anew_meanwhile_is_another(audit):
     source.act = refresh
     report = await audit()
     await asyncio.gather(*tasks)
-    assert outcomes(report, "titles") == {"moved": 1}
+    assert outcomes(report, "titles") == {"replaced": 1}
+    assert report.of("titles").checked == 0, "it may have been wrong, with nobody told"
+
+
+async def test_an_entry_that_expires_meanwhile_is_not_counted_as_consistent(client, audit):
+    await title(7)
+    source.rows[7] = 1
+    client.pexpire(title.key(7), 150)
+    report = await audit(grace=0.2)
+    assert outcomes(report, "titles") == {"replaced": 1}
+    assert report.of("titles").checked == 0
+
+
+async def test_a_stream_that_is_deleted_makes_it_unsettled(client, audit):
+    await title(7)
+    source.rows[7] = 1
+    await publish(RowChanged(number=7))
+
+    async def forget(number):
+        if number == 2:
+            asyncio.get_running_loop().call_later(0.15, client.delete, "events")
+
+    source.act = forget
+    assert outcomes(await audit(settle=0.3), "titles") == {"unsettled": 1}
 
 
 async def test_a_function_that_gives_something_else_each_time_is_unstable(audit):
@@ -589,6 +629,33 @@ async def test_no_entry_is_begun_when_the_time_is_over(audit):
     report = await audit(longest=0.2, per_second=20)
     assert report.ended == "time"
     assert 1 <= report.cost.loads == sum(source.loads.values()) < 20
+
+
+async def test_a_turn_that_would_come_too_late_is_not_waited_for(audit):
+    await asyncio.gather(*map(title, range(3)))
+    source.reset()
+    report = await audit(longest=0.1, per_second=1 / 3600)
+    assert (report.ended, report.cost.loads) == ("time", 1)
+
+
+async def test_loads_that_hang_do_not_let_more_begin_when_the_time_is_over(audit):
+    await asyncio.gather(*map(title, range(40)))
+
+    async def hang(_):
+        await asyncio.Event().wait()
+
+    source.act = hang
+    report = await audit(longest=0.1, load_timeout=0.2)
+    assert (report.ended, report.cost.loads, outcomes(report, "titles")) == ("time", 10, {"failed": 10})
+
+
+async def test_what_differs_is_not_waited_for_without_end(audit):
+    await title(7)
+    source.rows[7] = 1
+    plan = {"longest": 0.1, "grace": 0.01, "settle": 0.01, "load_timeout": 0.02}
+    assert plan_of(**plan).at_most == pytest.approx(0.2)
+    report = await audit(**plan, per_second=1)  # the second load's turn comes after a second
+    assert (report.ended, outcomes(report, "titles")) == ("time", {"unsettled": 1})
 
 
 async def test_a_stop_ends_it_with_what_was_found_by_then(cache):
@@ -682,6 +749,16 @@ def test_the_bound_is_that_of_clopper_and_pearson(stale, checked, bound):
 
 def test_nothing_checked_is_nothing_known():
     assert stale_at_most(0, 0) == 1
+
+
+def test_the_bound_of_many_is_found_in_no_time():
+    assert stale_at_most(500_000, 1_000_000) == pytest.approx(0.500823, rel=1e-4)
+
+
+def test_where_all_are_stale_there_are_no_nines_rather_than_less():
+    tally = Tally()
+    tally.add(Outcome.STALE)
+    assert json.dumps(tally.as_json()["nines_at_least"]) == "0.0"
 
 
 def test_nines_are_rounded_down():
@@ -800,6 +877,11 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(scope="module")
+def forks(shell_of_module):
+    return Forks(shell_of_module)
+
+
 @pytest.fixture
 def shop(shell, url):
     """A shop in a folder, its cache filled."""
@@ -810,7 +892,10 @@ def shop(shell, url):
     return shell
 
 
-def test_the_command_says_what_is_stale_and_what_it_cost_and_repairs(shop):
+def test_the_command_says_what_is_stale_and_what_it_cost_and_repairs(shop, forks, url):
+    def verify(*arguments):
+        return forks.run(shop.folder, "verify", *arguments, TIDINGS_URL=url)
+
     ran = shop.run("verify", "shop", "--rate", "1000/s", COLUMNS="80")
     assert (ran.code, ran.err) == (0, "")
     assert re.search(r"^shop +20 +20 +0 +86.08 % +0.8$", ran.out, re.MULTILINE)
@@ -821,14 +906,14 @@ def test_the_command_says_what_is_stale_and_what_it_cost_and_repairs(shop):
 
     shop.write("prices.json", '{"7": 4711}')
     quickly = ("--rate", "1000/s", "--grace", "50ms")
-    ran = shop.run("verify", "shop:rules", *quickly)
+    ran = verify("shop:rules", *quickly)
     assert ran.code == 1
     assert "stale" in ran.out
     assert "cache:shop:price:7:" in ran.out
     assert "shop:price(number=7)" in ran.out
     assert "4711" not in ran.out
 
-    ran = shop.run("verify", "shop", *quickly, "--namespace", "shop", "--json", "--repair", "--values")
+    ran = verify("shop", *quickly, "--namespace", "shop", "--json", "--repair", "--values")
     told = json.loads(ran.out)
     assert (ran.code, told["repaired"], told["namespaces"]["shop"]["stale"]) == (1, 1, 1)
     (found,) = told["findings"]
@@ -845,9 +930,9 @@ def test_ctrl_c_prints_what_was_found_so_far_whatever_hangs(shop, until):
     assert re.search(r"^Stopped after \d+ of 22 entries.$", running.out, re.MULTILINE)
 
 
-def test_a_server_that_is_away_is_one_line(shell):
-    shell.write("shop.py", SHOP)
-    ran = shell.run("verify", "shop", TIDINGS_URL="redis://127.0.0.1:1")
+def test_a_server_that_is_away_is_one_line(forks):
+    folder = forks.new_folder({"shop.py": SHOP})
+    ran = forks.run(folder, "verify", "shop", TIDINGS_URL="redis://127.0.0.1:1")
     assert (ran.code, ran.out) == (3, "")
     assert "127.0.0.1:1" in ran.err
     assert "Traceback" not in ran.err

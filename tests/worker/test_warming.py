@@ -4,6 +4,7 @@ import asyncio
 import json
 import pickle
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -542,6 +543,24 @@ async def test_a_scheduled_load_that_fails_is_tried_again_before_its_next_time(w
     loader.act = fail_once
     work([Schedule(Warm(get_user, 7), None, None, None, None, None, in_two_seconds())])
     await eventually(lambda: len(loader.calls) > 1, "the second try", timeout=5)
+
+
+async def test_a_schedule_that_a_worker_does_not_have_is_left_to_one_that_has_it(client, url, queue, work, eventually):
+    """As while rules are read again, by one worker after the other."""
+    schedule = Schedule(Warm(get_user, 7), None, None, None, None, None, in_two_seconds())
+    name, now_ms = f"warms:schedule:{schedule.name}", time.time_ns() // 1_000_000
+    ids = {f"{name}:{now_ms}", f"{name}:{now_ms - 61_000}", f"{name}:{now_ms + 3_600_000}", f"{name}:soon"}
+    async with redis.asyncio.Redis.from_url(url) as connection:
+        arq = ArqRedis(connection.connection_pool, job_serializer=to_json, default_queue_name="warms")
+        for job_id in ids:
+            await arq.enqueue_job(name, _job_id=job_id)
+    work()
+    left = [f"{name}:{now_ms}".encode()]
+    await eventually(lambda: client.zrange("warms", 0, -1) == left, "the end of what is nobody's")
+    await queue.hand_off([Warm(get_user, 8)])
+    await eventually(lambda: loader.calls == [8] and client.zrange("warms", 0, -1) == left, "a warm after it")
+    work([schedule])
+    await eventually(lambda: 7 in loader.calls, "the schedule's load")
 
 
 async def test_two_workers_load_a_schedule_once(work, eventually):

@@ -123,6 +123,8 @@ class _Process:
         stack.push_async_callback(pool.aclose)
 
         async def close_cache() -> None:
+            # It takes a thread, and loads may hang in all of the others.
+            asyncio.get_running_loop().set_default_executor(DaemonThreads())
             await cache.aclose(drain_timeout=self._stop.drain_left())
 
         stack.push_async_callback(close_cache)

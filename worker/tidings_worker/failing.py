@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
 #: So many are kept; when there are more, the tenth that failed longest ago goes.
@@ -32,8 +32,8 @@ class Failing:
     message: str
     #: failures that were noted since it last succeeded
     failures: int
-    first: float
-    last: float
+    first: FiniteFloat
+    last: FiniteFloat
 
 
 _READ = TypeAdapter(Failing)

@@ -5,6 +5,8 @@ worker, as arq's does when it finds in its queue what arq never writes.
 """
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import NoneType
 from typing import Any
 
@@ -12,8 +14,9 @@ import redis.asyncio
 from arq.connections import ArqRedis
 from pydantic import SecretStr
 from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import RedisError
 from tidings import Settings
-from tidings.errors import ConfigurationError
+from tidings.errors import ConfigurationError, UnavailableError
 from tidings.keys import Keyspace
 from tidings.servers import async_servers
 from tidings.settings import redact
@@ -87,3 +90,15 @@ def jobs_pool(settings: Settings) -> JobsClient:
     pool.connection_kwargs["socket_timeout"] = settings.operation_timeout
     queue = Keyspace(settings.prefix, settings.version).jobs
     return JobsClient(pool, queue, servers.sentinels)
+
+
+@asynccontextmanager
+async def jobs_client(settings: Settings) -> AsyncIterator[JobsClient]:
+    """Give the client of `jobs_pool`, and close it. What Redis raises becomes an UnavailableError with its address."""
+    pool = jobs_pool(settings)
+    try:
+        yield pool
+    except RedisError as error:
+        raise UnavailableError(f"{redact(jobs_url(settings))}: {error}") from error
+    finally:
+        await pool.aclose()

@@ -29,6 +29,7 @@ from tidings.telemetry import process_name
 from .budget import Budget
 from .jobs import from_json, to_json
 from .outage import Outage, Patience, is_outage, pause
+from .schedules import was_due_lately
 from .telemetry import log
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class JobWorker(Worker):
         if due and (removed := await self.pool.zremrangebyscore(self.queue_name, "-inf", 0)):
             log.error("jobs_refused", jobs=removed)
         names = (job_id.decode() for job_id in due if job_id not in foreign)
-        startable = (name for name in names if name not in self.tasks)
+        startable = (name for name in names if name not in self.tasks and not self._is_for_others(name, now_ms))
         while room and not self._stop.is_set() and (some := list(islice(startable, room))):
             room -= await self._claim(some, now_ms)
 
@@ -231,6 +232,14 @@ class JobWorker(Worker):
             pipe.pexpire(in_progress_key_prefix + job_id, round(MARK_SECONDS * 1000))
         await pipe.execute()
         self._marked_at = now
+
+    def _is_for_others(self, job_id: str, now_ms: int) -> bool:
+        """Say whether a job is of a schedule that only others have, who were told of new rules before this worker.
+
+        arq would take it from the queue, only to note that it has no such function. What nobody takes goes that way.
+        """
+        known = job_id.rpartition(":")[0] in self.functions
+        return not known and was_due_lately(job_id, self.queue_name, now_ms)
 
     async def _is_foreign(self, job_id: str) -> bool:
         """Say whether what is kept for a job is not what arq keeps."""

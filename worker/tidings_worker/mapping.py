@@ -77,15 +77,18 @@ def _row(data: Mapping[str, Any], name: str) -> Any:
     return value if value is not None and isinstance(value, (dict, BaseModel)) else None
 
 
-def invalidation_of(namespaces: Sequence[Template], tags: Sequence[Template]) -> Callable[[Event], Invalidate]:
-    """Return what makes an event's invalidation of templates, once for the values that they name.
+def invalidation_of(
+    namespaces: Sequence[Template], tags: Sequence[Template]
+) -> Callable[[Event], Iterable[Invalidate]]:
+    """Return what makes an event's invalidations of templates, once for the values that they name.
 
     Events come again and again about the same things, and to find an invalidation takes a tenth of making one.
+    Going through them raises ArgumentError for a template that cannot be rendered, after those that can.
     """
     names = sorted(frozenset().union(*(template.names for template in (*namespaces, *tags))))
-    known: dict[tuple[Any, ...], Invalidate] = {}
+    known: dict[tuple[Any, ...], tuple[Invalidate]] = {}
 
-    def invalidation(event: Event) -> Invalidate:
+    def invalidations(event: Event) -> Iterable[Invalidate]:
         identity: tuple[Any, ...] | None = None
         data = event.__dict__ if not event.__pydantic_extra__ else event.__dict__ | event.__pydantic_extra__
         try:
@@ -95,14 +98,35 @@ def invalidation_of(namespaces: Sequence[Template], tags: Sequence[Template]) ->
         except (KeyError, TypeError):  # a name that is missing, a value without a hash
             found = None
         if found is None:
-            found = _invalidation(event, data, namespaces, tags)
+            try:
+                found = (_invalidation(event, data, namespaces, tags),)
+            except ArgumentError:
+                return _one_by_one(event, data, namespaces, tags)
             if identity is not None and memorable(identity):
                 if len(known) >= _REMEMBERED:
                     known.clear()
                 known[identity] = found
         return found
 
-    return invalidation
+    return invalidations
+
+
+def _one_by_one(
+    event: Event, data: Mapping[str, Any], namespaces: Sequence[Template], tags: Sequence[Template]
+) -> Iterator[Invalidate]:
+    """Invalidate what each template says; raise for those that say nothing when all others have had their turn.
+
+    A deleted row of which only the key is known has a tag of its own still, and not that of the list it stood in.
+    """
+    problems = []
+    for alone in [*(((one,), ()) for one in namespaces), *(((), (one,)) for one in tags)]:
+        try:
+            found = _invalidation(event, data, *alone)
+        except ArgumentError as error:
+            problems.append(str(error))
+        else:
+            yield found
+    raise ArgumentError("; ".join(problems))
 
 
 def _invalidation(

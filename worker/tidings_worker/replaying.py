@@ -150,10 +150,9 @@ class Replay:
                 self.summary.read += len(page)
                 yield len(page)
         except (TransientError, RedisError, OSError) as error:
-            done = f"{self.summary.applied} events were run again, up to {at} of {stretch.stream}"
-            raise UnavailableError(
-                f"{done}; repeat it, or go on from there: doing it twice is safe: {error}"
-            ) from error
+            done = f"{self.summary.applied} events were {'planned' if self._dry else 'run again'}"
+            cure = "" if self._dry else "; repeat it, or go on from there: doing it twice is safe"
+            raise UnavailableError(f"{done}, up to {at} of {stretch.stream}{cure}: {error}") from error
 
     def _is_meant(self, entry: Entry, meant: Meant) -> bool:
         if not meant.types and meant.subject is None:

@@ -114,14 +114,14 @@ class Rules:
         if not (namespace_templates or tag_templates or calls):
             raise ConfigurationError(f"{where}: maps to nothing; give namespaces=, tags= or warm=")
 
-        invalidation = invalidation_of(namespace_templates, tag_templates)
+        invalidations = invalidation_of(namespace_templates, tag_templates)
 
         def warming(event: Event) -> Iterable[Invalidate | Warm | Hot]:
-            yield invalidation(event)
+            yield from invalidations(event)
             yield from warms_of(event, calls)
 
         named = (item.cached_function if isinstance(item, Warm) else item for item in warm if not isinstance(item, Hot))
-        rule: Rule = warming if calls else invalidation
+        rule: Rule = warming if calls else invalidations
         known_before = Invalidates(tuple(namespace_templates), tuple(tag_templates))
         self.add(Registered(where, event_type, event_class, rule, place, tuple(named), known_before))
 

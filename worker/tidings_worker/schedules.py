@@ -44,6 +44,22 @@ class Schedule:
         return f"{self.warm.name}:{' '.join(map(_text, fields))}"
 
 
+#: For so long after its time a schedule's job is left to a worker that has the schedule; and how long a time can be.
+_LEFT_MS, _TIME_DIGITS = 60_000, 15
+
+
+def job_name(queue: str, schedule: str) -> str:
+    """Return what a schedule's jobs are named after: the queue too, since arq's keys are not. The time follows."""
+    return f"{queue}:schedule:{schedule}"
+
+
+def was_due_lately(job_id: str, queue: str, now_ms: int) -> bool:
+    """Say whether this is the job of a schedule, whichever it is, that was due within the last minute."""
+    name, _, due = job_id.rpartition(":")
+    is_time = due.isascii() and due.isdigit() and len(due) <= _TIME_DIGITS
+    return name.startswith(job_name(queue, "")) and is_time and 0 <= now_ms - int(due) < _LEFT_MS
+
+
 def problem_of(name: str, given: Any) -> str | None:
     """Return what is wrong with one cron field; None: nothing."""
     if given is None:

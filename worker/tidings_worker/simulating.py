@@ -10,9 +10,11 @@ from tidings.keys import Keyspace
 
 from .lint.readers import Reader
 from .lint.shapes import Shape, meet
+from .lint.trial import LONGEST
 from .places import Place
 from .plans import Draft, Hot, Warm
 from .rules import Registered, Rules
+from .timelimit import EndlessError, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,9 @@ class Effect:
     hot: tuple[Hot, ...]
     #: why it cannot do all that it was asked; what it does is done all the same
     problem: str | None
-    #: whether the event would be tried again, because something other than its data may be wrong
-    again: bool
+    #: whether the event would be tried again, because something other than its data may be wrong; None: never, since
+    #: the worker would wait for the rule
+    again: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,14 @@ def effects(rules: Rules, envelope: Envelope, keys: Keyspace) -> list[Effect]:
 
 
 def _effect(registered: Registered, envelope: Envelope, keys: Keyspace) -> Effect:
-    draft, problem, again = Draft(), None, False
+    draft, problem = Draft(), None
+    again: bool | None = False
     try:
         event = (registered.event_class or class_of(envelope.type)).read(envelope)
-        draft.take(registered.rule(event), envelope, registered.name)
+        with within(LONGEST):
+            draft.take(registered.rule(event), envelope, registered.name)
+    except EndlessError as error:
+        problem, again = str(error), None
     except Exception as error:  # noqa: BLE001 a rule is the service's code
         problem = shorten(f"{type(error).__name__}: {error}")
         again = not isinstance(error, PermanentError)

@@ -35,7 +35,7 @@ from .metrics import Metrics, WarmOutcome
 from .outage import Outage, is_outage
 from .plans import Hot
 from .queueing import HOT_JOB_NAME, JOB_NAME, WarmQueue, warm_name
-from .schedules import Schedule
+from .schedules import Schedule, job_name
 from .settings import WorkerSettings
 from .telemetry import log
 from .verifying.scheduled import Auditor, audits
@@ -256,7 +256,7 @@ class WarmWorker:
 
 
 def _cron(queue: WarmQueue, name: str, schedule: Schedule, settings: WorkerSettings) -> CronJob:
-    """Return what hands a schedule's warm off at its times; named after the queue, since arq's keys are not."""
+    """Return what hands a schedule's warm off at its times."""
 
     async def hand_off(_ctx: dict[str, Any]) -> None:
         if isinstance(schedule.warm, Hot):
@@ -267,7 +267,7 @@ def _cron(queue: WarmQueue, name: str, schedule: Schedule, settings: WorkerSetti
     try:
         return cron(
             cast("WorkerCoroutine", hand_off),
-            name=f"{name}:schedule:{schedule.name}",
+            name=job_name(name, schedule.name),
             month=schedule.month,
             day=schedule.day,
             weekday=schedule.weekday,

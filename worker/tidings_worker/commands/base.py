@@ -34,7 +34,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def _console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPED
-    return Console(stderr=stderr, highlight=False, width=width)
+    # Names are no markup, and ":key:" in one is no picture of a key.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 errors = _console(stderr=True)
@@ -45,6 +46,11 @@ def print_json(document: Any) -> None:
     """Print one line of JSON."""
     sys.stdout.write(json.dumps(document, default=str) + "\n")
     sys.stdout.flush()
+
+
+def several(number: int, one: str, more: str = "") -> str:
+    """Return a number with what it counts: ``1 load``, ``2 loads``; `more` where another word is for several."""
+    return f"{number or 'no'} {one if number == 1 else more or f'{one}s'}"
 
 
 def reporting(command: Callable[P, R]) -> Callable[P, R]:
@@ -61,7 +67,7 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
         except (TransientError, RedisError) as error:
             code = EXIT_UNAVAILABLE
             message = str(error)
-        errors.print(f"tidings: {message}", style="red", markup=False, soft_wrap=True)
+        errors.print(f"tidings: {message}", style="red", soft_wrap=True)
         raise typer.Exit(code)
 
     return reported

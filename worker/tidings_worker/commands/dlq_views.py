@@ -120,13 +120,12 @@ def print_listing(listing: Listing) -> None:
             left -= width + 2  # and the space behind it
         table.add_column("reason", no_wrap=True, overflow="ellipsis", max_width=max(20, left))
         for letter in listing.shown:
-            # a Text, since what is in a letter is no markup of ours
             cells = (letter.type or "?", letter.reason or "? (no letter of a worker)")
-            table.add_row(letter.id, age(listing.now - letter.seconds), *(Text(escaped(cell)) for cell in cells))
+            table.add_row(letter.id, age(listing.now - letter.seconds), *map(escaped, cells))
         out.print(table)
     matching = "" if listing.matching == listing.total else f"{listing.matching} of "
     shown = f", of which these are the newest {len(listing.shown)}" if len(listing.shown) < listing.matching else ""
-    out.print(f"{matching}{letters(listing.total)}{shown}", markup=False)
+    out.print(f"{matching}{letters(listing.total)}{shown}")
 
 
 def letter_as_json(letter: Letter, now: float) -> dict[str, Any]:
@@ -174,10 +173,10 @@ def print_replayed(result: Replayed) -> None:
     if len(result.put_back) <= _NAMED:
         for one in result.put_back:
             to = f"{one.stream} {one.new_id or ''}".rstrip()
-            out.print(f"{one.id} -> {to}  {escaped(one.type or '?')}", markup=False, soft_wrap=True)
+            out.print(f"{one.id} -> {to}  {escaped(one.type or '?')}", soft_wrap=True)
     listed = ", ".join(f"{amount} {escaped(name)}" for name, amount in types.most_common(10))
     more = f" and {len(types) - 10} more types" if len(types) > 10 else ""  # noqa: PLR2004 those listed
-    out.print(f"{letters(len(result.put_back))} {would}{': ' if listed else ''}{listed}{more}", markup=False)
+    out.print(f"{letters(len(result.put_back))} {would}{': ' if listed else ''}{listed}{more}")
     if result.applied is not None:
         out.print(f"{len(result.applied) - len(result.unapplied)} of {len(result.applied)} applied")
     if result.gone:
@@ -201,6 +200,6 @@ def print_missing(missing: Sequence[str]) -> None:
 
 def _print_problems(problems: Sequence[str]) -> None:
     for problem in problems[:_NAMED]:
-        errors.print(escaped(problem), style="red", markup=False, soft_wrap=True)
+        errors.print(escaped(problem), style="red", soft_wrap=True)
     if len(problems) > _NAMED:
         errors.print(f"and {len(problems) - _NAMED} more", style="red")

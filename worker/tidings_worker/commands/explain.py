@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 from rich.text import Text
-from tidings import Cache
+from tidings import Cache, Settings
 
 from tidings_worker.escaping import escaped
 from tidings_worker.explaining.asking import Servers
-from tidings_worker.explaining.gathering import Answer, Subject, answer
-from tidings_worker.explaining.subjects import by_call, by_key, function_named
+from tidings_worker.explaining.gathering import Answer, answer
+from tidings_worker.explaining.subjects import Subject, by_call, by_key, function_named
 from tidings_worker.explaining.wording import document, rows
 from tidings_worker.jobs import jobs_pool
 from tidings_worker.loading import load_rules
@@ -45,17 +45,23 @@ def explain(
         _print(found)
 
 
+def jobs_are_nowhere(settings: Settings) -> bool:
+    """Say whether the events are on a cluster, where no jobs can be, and nobody has said where these are."""
+    return settings.jobs_url is None and settings.url is not None and "+cluster://" in settings.url.get_secret_value()
+
+
 async def _ask(cache: Cache, subject: Subject, call: str, rules: Rules | None) -> Answer:
-    jobs = jobs_pool(cache.settings)
+    jobs = None if jobs_are_nowhere(cache.settings) else jobs_pool(cache.settings)
     try:
         return await answer(Servers(cache, jobs), subject, call, rules)
     finally:
-        await jobs.aclose()
+        if jobs is not None:
+            await jobs.aclose()
         await cache.aclose()
 
 
 def _print(found: Answer) -> None:
     table = Table.grid(padding=(0, 2))
     for label, text in rows(found):
-        table.add_row(Text(label, style="bold"), Text(escaped(text)))
+        table.add_row(Text(label, style="bold"), Text(escaped(text), overflow="fold"))
     out.print(table)

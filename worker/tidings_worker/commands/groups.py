@@ -40,7 +40,7 @@ def groups(
     else:
         _print(found)
     for one in late:
-        errors.print(one, style="red", markup=False, soft_wrap=True)
+        errors.print(one, style="red", soft_wrap=True)
     if late:
         raise typer.Exit(EXIT_FOUND)
 
@@ -62,11 +62,11 @@ def _print(found: Groups) -> None:
 
 def _print_stream(stream: StreamView, ours: str) -> None:
     if not stream.exists:
-        out.print(f"{stream.name}: no such stream; it is made by the first event or worker", markup=False)
+        out.print(f"{stream.name}: no such stream; it is made by the first event or worker")
         return
-    out.print(f"{stream.name}: {stream.events} events", markup=False)
+    out.print(f"{stream.name}: {stream.events} events")
     if not any(group.ours for group in stream.groups):
-        out.print(f"  no group {ours}: no worker has read it yet", markup=False)
+        out.print(f"  no group {ours}: no worker has read it yet")
     for group in stream.groups:
         _print_group(group)
 
@@ -89,4 +89,4 @@ def _print_group(group: GroupView) -> None:
     if len(group.consumers) > _CONSUMERS:
         lines.append(f"    and {len(group.consumers) - _CONSUMERS} more consumers")
     for line in lines:
-        out.print(line, markup=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)

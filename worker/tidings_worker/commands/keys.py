@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from tidings.errors import ConfigurationError
 
 from tidings_worker.importing import imported
 from tidings_worker.project import with_submodules
@@ -29,7 +30,7 @@ class Format(StrEnum):
 @reporting
 def keys(
     modules: Annotated[list[str], typer.Argument(metavar="MODULE", help="modules, or packages with all in them")],
-    form: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.TABLE,
+    form: Annotated[Format | None, typer.Option("--format", help="how to print it", show_default="table")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print every cached function that these modules define: namespace, key, tags, ttl and options.
@@ -39,11 +40,14 @@ def keys(
     made only when something else is called.
     """
     configure_logging(verbose=False)
+    if as_json and form not in {None, Format.JSON}:
+        raise ConfigurationError(f"--json and --format {form} are two forms; give one of them")
+    as_json = as_json or form is Format.JSON
     names = [module.__name__ for name in modules for module in with_submodules(imported(name))]
     functions = cached_functions(names)
     found = sorted(map(registration_of, functions), key=lambda one: (one.namespace, one.function, one.place))
     shared = collisions(functions)
-    if as_json or form is Format.JSON:
+    if as_json:
         print_json({"functions": list(map(_row, found)), "collisions": list(map(_collision, shared))})
     elif form is Format.MARKDOWN:
         _print_markdown(found)

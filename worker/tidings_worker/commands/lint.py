@@ -13,7 +13,7 @@ from tidings_worker.project import modules_of, with_submodules
 from tidings_worker.registry import shown_path
 from tidings_worker.telemetry import configure_logging
 
-from .base import EXIT_FOUND, AsJson, errors, out, print_json, reach_server, reporting
+from .base import EXIT_FOUND, AsJson, errors, out, print_json, reach_server, reporting, several
 
 if TYPE_CHECKING:
     from tidings_worker.lint.findings import Finding, Served
@@ -84,10 +84,9 @@ def _file_of(target: str) -> str:
 def _print(report: "Report", *, verbose: bool) -> None:
     for finding in [*report.found, *(report.notes if verbose else ())]:
         out.print(f"{_place(finding)} {finding.code} {finding.message}", markup=False, soft_wrap=True)
-    amount = len(report.found)
-    looked = f"{report.rules} rules, {report.readers} cached functions"
+    looked = f"{several(report.rules, 'rule')}, {several(report.readers, 'cached function')}"
     more = "" if verbose or not report.notes else f"; {len(report.notes)} cannot be told, see --verbose"
-    said = f"{amount or 'no'} finding{'' if amount == 1 else 's'} in {looked}{more}"
+    said = f"{several(len(report.found), 'finding')} in {looked}{more}"
     errors.print(said, markup=False, soft_wrap=True)
 
 

@@ -9,10 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 from tidings import Cache, get_cache
+from tidings.errors import ConfigurationError
+from tidings.event_ids import as_pair
 
 from tidings_worker.clock import server_now
 from tidings_worker.escaping import escaped
-from tidings_worker.jobs import jobs_pool
+from tidings_worker.jobs import jobs_client
 from tidings_worker.loading import load_rules
 from tidings_worker.queueing import WarmQueue
 from tidings_worker.replaying import Effect, Meant, Replay, Summary, Tally
@@ -66,6 +68,8 @@ def replay(  # noqa: PLR0917 typer calls it by name
             store = store_of(cache)
             now = await server_now(store, cache.keys.events)
             first, last = parse_since(since, now), None if until is None else parse_until(until, now)
+            if last is not None and as_pair(last) < as_pair(first):
+                raise ConfigurationError(f"--until {until} is before --since {since}")
             streams = [stream.events for stream in cache.keys.streams(cache.settings.partitions)]
             stretches = [await stretch_of(store, stream, first, last) for stream in streams]
             warmer = None if dry_run or no_warm else await _warmer(cache, stack)
@@ -95,8 +99,7 @@ def replay(  # noqa: PLR0917 typer calls it by name
 
 
 async def _warmer(cache: Cache, stack: AsyncExitStack) -> WarmQueue:
-    pool = jobs_pool(cache.settings)
-    stack.push_async_callback(pool.aclose)
+    pool = await stack.enter_async_context(jobs_client(cache.settings))
     await pool.ping()  # before anything is invalidated that could then not be warmed
     return WarmQueue(pool, cache.keys.jobs)
 
@@ -191,16 +194,16 @@ def _print(summary: Summary, stretches: list[Stretch], rules: Rules, *, dry: boo
     ignored = sum(summary.ignored.values()) + summary.ignored.others
     out.print(f"{read}, {ignored} ignored, {summary.problems} failed")
     if not any(one.exists for one in stretches):
-        errors.print(f"there is no stream {stretches[0].stream} yet", style="yellow", markup=False)
+        errors.print(f"there is no stream {stretches[0].stream} yet", style="yellow")
     if not rules.event_types:
         errors.print("these rules are for no event at all", style="yellow")
     for stream, stream_id, problem in summary.failed[:_ROWS]:
-        errors.print(escaped(f"{stream} {stream_id}: {problem}"), style="red", markup=False, soft_wrap=True)
+        errors.print(escaped(f"{stream} {stream_id}: {problem}"), style="red", soft_wrap=True)
     if summary.problems > _ROWS:
         errors.print(f"and {summary.problems - _ROWS} more", style="red")
     for one in stretches:
         if one.missing:
-            errors.print(one.missing, style="red", markup=False, soft_wrap=True)
+            errors.print(one.missing, style="red", soft_wrap=True)
 
 
 def _add(table: Table, what: str, tally: Tally) -> None:

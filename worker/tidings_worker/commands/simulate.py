@@ -26,6 +26,8 @@ from .given import event_given, text_given
 #: Where an event that is made up here would be.
 _NOWHERE = "simulated"
 
+_THEN = {True: "tried again, then a dead letter", False: "a dead letter", None: "the worker waits for it in vain"}
+
 _STREAM_ID = re.compile(r"\d+-\d+")
 
 
@@ -35,7 +37,9 @@ def simulate(  # noqa: PLR0917 typer calls it by name
         list[str],
         typer.Argument(metavar="TARGET... TYPE", help="rules, MODULE:RULES or FILE.toml, and then the event's type"),
     ],
-    data: Annotated[str, typer.Option(help="the event's data: JSON, @FILE, or - for standard input")] = "{}",
+    data: Annotated[
+        str | None, typer.Option(help="the event's data: JSON, @FILE, or - for standard input", show_default="{}")
+    ] = None,
     subject: Annotated[str | None, typer.Option(help="what the event is about, as in user:42")] = None,
     entry: Annotated[str | None, typer.Option(help="the id of an entry of the stream, in place of TYPE")] = None,
     fields: Annotated[
@@ -47,12 +51,15 @@ def simulate(  # noqa: PLR0917 typer calls it by name
     """Say what an event would do under these rules, and do nothing: what each rule invalidates and warms.
 
     In --fields a value that is an object or a list stands for its JSON text. Only --entry asks the server. Exits 1 when
-    no rule is for the event or one fails over it, and 2 for data that are no event.
+    no rule is for the event, one fails over it or the worker ignores it, and 2 for data that are no event.
     """
     configure_logging(verbose=False)
     if entry is not None and fields is not None:
         raise ConfigurationError("--entry and --fields are two events; give one of them")
-    targets = arguments if entry is not None or fields is not None else arguments[:-1]
+    is_whole = entry is not None or fields is not None
+    if is_whole and (data is not None or subject is not None):
+        raise ConfigurationError("--entry and --fields are whole events; --data and --subject go with a TYPE")
+    targets = arguments if is_whole else arguments[:-1]
     if not targets:
         raise ConfigurationError("give the rules and then the event's type, as in myapp.rules:rules user.updated")
     set_cache(Cache.from_settings(Settings.load()))
@@ -64,10 +71,12 @@ def simulate(  # noqa: PLR0917 typer calls it by name
         elif fields is not None:
             envelope = _decoded(_NOWHERE, "0-0", _fields(fields))
         else:
-            event = event_given(arguments[-1], data)
+            event = event_given(arguments[-1], "{}" if data is None else data)
             written = to_fields(event, source=_NOWHERE, subject=subject)
             envelope = _decoded(_NOWHERE, "0-0", {name.encode(): value.encode() for name, value in written.items()})
     except IgnoredEventError as error:
+        if as_json:
+            print_json({"ignored": str(error), "rules": []})
         errors.print(f"tidings: the worker ignores it: {error}", style="yellow", markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_FOUND) from None
     found = effects(rules, envelope, cache.keys)
@@ -135,8 +144,7 @@ def _lines(envelope: Envelope, found: Sequence[Effect], hit: Sequence[Hit]) -> I
             yield f"               {warm.key}"
         yield from (f"  warms        the {hot.top} calls of {hot.namespace} that are read most" for hot in effect.hot)
         if effect.problem is not None:
-            then = "tried again, then a dead letter" if effect.again else "a dead letter"
-            yield f"  fails        {effect.problem} ({then})"
+            yield f"  fails        {effect.problem} ({_THEN[effect.again]})"
         elif not (effect.everything or effect.namespaces or effect.tags or effect.warms or effect.hot):
             yield "  asks for nothing"
     if hit:

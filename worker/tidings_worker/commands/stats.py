@@ -10,7 +10,7 @@ from rich.text import Text
 from tidings import Cache
 
 from tidings_worker.escaping import escaped
-from tidings_worker.jobs import jobs_pool
+from tidings_worker.jobs import jobs_client
 from tidings_worker.looking.reads import Reads, Reported
 from tidings_worker.looking.server import Stats, look
 from tidings_worker.servers import store_of
@@ -67,16 +67,17 @@ def stats(
 
 
 async def _look(cache: Cache) -> Stats:
-    jobs = jobs_pool(cache.settings)
     try:
-        return await look(store_of(cache), jobs, cache.keys, cache.settings.partitions)
+        async with jobs_client(cache.settings) as jobs:
+            warms_queued = await jobs.zcard(cache.keys.jobs)
+        return await look(store_of(cache), cache.keys, cache.settings.partitions, warms_queued)
     finally:
-        await jobs.aclose()
         await cache.aclose()
 
 
 def _print_stats(server: str, stats: Stats) -> None:
-    table = Table("what", "count", title=server, title_justify="left", box=None, pad_edge=False)
+    out.print(server, soft_wrap=True)
+    table = Table("what", "count", box=None, pad_edge=False)
     table.add_row("events in the stream", str(stats.events))
     for group in stats.groups:
         lag = "?" if group.lag is None else str(group.lag)

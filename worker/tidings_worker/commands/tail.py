@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -62,8 +63,6 @@ def tail(  # noqa: PLR0917 the options' order is theirs in the help
         reach_server(cache.settings)
         try:
             asyncio.run(_tail(cache, since, _Screen(wanted.wants, count, as_json=as_json), follow=follow))
-        except KeyboardInterrupt:
-            return  # as it is meant to end
         except BrokenPipeError:  # whoever reads has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -95,10 +94,14 @@ class _Screen:
 
 
 def _note(text: str) -> None:
-    errors.print(f"tidings: {text}", style="dim", markup=False, soft_wrap=True)
+    errors.print(f"tidings: {text}", style="dim", soft_wrap=True)
 
 
 async def _tail(cache: Cache, since: str | None, screen: _Screen, *, follow: bool) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not by cancelling, as asyncio does it: redis-py takes that for a timeout of its own when it comes between two
+        # of its commands, and goes on.
+        asyncio.get_running_loop().add_signal_handler(number, screen.full.set)
     tailing = Tailing(cache, screen.tell, _note, screen.full)
     begin = None if since is None else lambda now: parse_since(since, datetime.fromtimestamp(now, UTC))
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from tidings.keys import check_namespace
 
 from tidings_worker.importing import imported
 from tidings_worker.loading import load_rules
+from tidings_worker.project import with_submodules
 from tidings_worker.telemetry import configure_logging
 from tidings_worker.threads import DaemonThreads
 from tidings_worker.verifying.audit import Audit
@@ -31,7 +33,8 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 @reporting
 def verify(  # noqa: PLR0917 typer calls it by name
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET…", help="modules with cached functions, or MODULE:RULES, to import")
+        list[str],
+        typer.Argument(metavar="TARGET…", help="modules or packages with cached functions, or rules, to import"),
     ],
     namespace: Annotated[list[str] | None, typer.Option(help="only this namespace; may be repeated")] = None,
     sample: Annotated[int, typer.Option(min=1, max=1_000_000, help="entries to check, of all namespaces")] = 1000,
@@ -94,7 +97,7 @@ def _import(targets: Sequence[str]) -> None:
     rules = [target for target in targets if ":" in target or target.endswith(".toml")]
     for target in targets:
         if target not in rules:
-            imported(target)
+            deque(with_submodules(imported(target)), 0)
     if rules:
         load_rules(rules)
 

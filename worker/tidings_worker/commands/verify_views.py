@@ -11,13 +11,14 @@ from tidings_worker.verifying.nines import nines_text, percent
 from tidings_worker.verifying.reports import Finding, Report, Tally
 from tidings_worker.verifying.verdicts import Outcome
 
-from .base import out
+from .base import out, several
 
 #: Findings that are shown in full; all are in the JSON.
 _SHOWN = 20
 
 _SAID = {
-    Outcome.MOVED: "invalidated or replaced while they were looked at",
+    Outcome.MOVED: "invalidated while they were looked at, as they should be",
+    Outcome.REPLACED: "differed, and gone or filled anew before it was known why",
     Outcome.UNSTABLE: "unstable: each load gives something else",
     Outcome.UNSETTLED: "unsettled: they differ, and events from before are not applied, or the audit was stopped",
     Outcome.FAILED: "failed",
@@ -99,9 +100,12 @@ def _ending(report: Report) -> Iterator[str]:
     if report.ended == "stopped":
         yield f"Stopped after {report.looked_at} of {report.sampled} entries."
     if report.repaired:
-        yield f"Invalidated: {report.repaired} stale entries."
+        yield f"Invalidated: {several(report.repaired, 'stale entry', 'stale entries')}."
+    if any(tally.checked for tally in report.namespaces.values()):
+        yield "At least: with 95 % confidence. The fewer were checked, the less is known."
     cost = report.cost
     yield (
-        f"{cost.loads} loads, {cost.load_seconds:.2f} s of loading; {cost.commands} commands and "
-        f"{cost.bytes_read / 1e6:.2f} MB from Redis; {cost.elapsed_seconds:.1f} s."
+        f"{several(cost.loads, 'load')}, {cost.load_seconds:.2f} s of loading; "
+        f"{several(cost.commands, 'command')} and {cost.bytes_read / 1e6:.2f} MB from Redis; "
+        f"{cost.elapsed_seconds:.1f} s."
     )

@@ -11,7 +11,7 @@ from tidings.settings import redact
 
 from tidings_worker.escaping import escaped
 from tidings_worker.explaining.subjects import bound, function_named
-from tidings_worker.jobs import jobs_pool, jobs_url
+from tidings_worker.jobs import jobs_client, jobs_url
 from tidings_worker.looking.warms import Failure, Job, Warms, view_warms
 from tidings_worker.plans import Warm
 from tidings_worker.queueing import WarmQueue
@@ -42,6 +42,7 @@ def warm(
     function: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="a cached function")],
     arguments: Annotated[list[str] | None, typer.Argument(help="its arguments: 42, name=ada; JSON or text")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="load it even if what is cached is still valid")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Have a worker load an entry ahead of its readers; the worker must have the function's module loaded."""
     configure_logging(verbose=False)
@@ -49,31 +50,29 @@ def warm(
     args, kwargs = bound(found, arguments or [])
     asked = Warm(found, *args, **kwargs)
     with client_cache(found.cache.settings) as cache:
+        where = redact(jobs_url(cache.settings))
         asyncio.run(_hand_off(cache, asked, refresh=refresh))
-    out.print(Text(escaped(asked.name)), soft_wrap=True)
+    if as_json:
+        print_json({"server": where, "name": asked.name, "function": asked.function, "refresh": refresh})
+    else:
+        _line(asked.name)
 
 
 async def _hand_off(cache: Cache, asked: Warm, *, refresh: bool) -> None:
-    pool = jobs_pool(cache.settings)
-    try:
+    async with jobs_client(cache.settings) as pool:
         await WarmQueue(pool, cache.keys.jobs).hand_off([asked], refresh=refresh)
-    finally:
-        await pool.aclose()
 
 
 async def _look(cache: Cache, limit: int) -> Warms:
-    pool = jobs_pool(cache.settings)
-    try:
+    async with jobs_client(cache.settings) as pool:
         return await view_warms(pool, cache.keys.jobs, cache.keys.failing, limit=limit)
-    finally:
-        await pool.aclose()
 
 
 def _print(found: Warms, where: str) -> None:
     more = "" if found.complete else " or more"
     oldest = "" if found.oldest_seconds is None else f", the oldest waits for {age(found.oldest_seconds)}"
     waiting = max(0, found.queued - found.later - found.running_count)
-    out.print(where, markup=False)
+    out.print(where)
     out.print(f"{found.queued} queued: {waiting} waiting{oldest}, {found.later} due later", soft_wrap=True)
     out.print(f"{found.running_count}{more} running")
     _print_jobs(found.running)

@@ -8,17 +8,23 @@ from redis.asyncio import Redis
 from tidings import Cache
 from tidings.errors import DecodeError, UnavailableError
 from tidings.keys import Keyspace
-from tidings.sealing import Sealer
+from tidings.layout import born_and_payload, header_tokens
+from tidings.sealing import ENCRYPTED, Sealer
 
 from tidings_worker.servers import store_of
+
+from .subjects import Subject
 
 T = TypeVar("T")
 
 
 class Servers:
-    """The servers of a cache. Raises ConfigurationError for one in memory."""
+    """The servers of a cache; `jobs` is None where nobody has said which has them.
 
-    def __init__(self, cache: Cache, jobs: Redis) -> None:
+    Raises ConfigurationError for a cache in memory.
+    """
+
+    def __init__(self, cache: Cache, jobs: Redis | None) -> None:
         self.store = store_of(cache)
         self.jobs = jobs
         self._sealer = Sealer(cache.settings)
@@ -32,6 +38,19 @@ class Servers:
             return self._sealer.unseal_call(call, namespace, key)
         except DecodeError:
             return ""
+
+    def unreadable(self, entry: bytes, subject: Subject, key: str) -> str:
+        """Return why an entry's value does not decode; empty: it does, or this process has no key to tell."""
+        _, payload = born_and_payload(entry, len(header_tokens(entry)))
+        if payload[:1] == ENCRYPTED and not self._sealer.encrypts(subject.namespace):
+            return ""
+        try:
+            payload = self._sealer.unseal(payload, subject.namespace, key)
+            if subject.function is not None:
+                subject.function.codec.decode(payload)
+        except DecodeError as error:
+            return str(error)
+        return ""
 
     async def holding(self, key: str) -> Redis:
         """Return a client of the server that has a key."""

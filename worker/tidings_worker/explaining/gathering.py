@@ -1,17 +1,17 @@
 """What the servers say of one entry, and of the events that its tokens name. Reads, and changes nothing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from arq.constants import in_progress_key_prefix
 from redis.exceptions import RedisError
 from tidings import Envelope
-from tidings.causes import Kind
+from tidings.causes import Kind, id_shown
 from tidings.entries import Look, Looked
 from tidings.errors import EventError, UnavailableError
 from tidings.events import from_fields
 from tidings.keys import ALL, namespace_token, tag_token
-from tidings.layout import born_of, facts_of
+from tidings.layout import facts_of
 
 from tidings_worker.failing import Failing, FailingWarms
 from tidings_worker.rules import Rules
@@ -20,19 +20,17 @@ from .asking import Servers
 from .calls_shown import call_shown
 from .explanation import Explanation, Found, explain
 from .history import Change, Log, changes_in, is_first, time_of
-from .waiting import Backlog, Waiting, backlog, concerning
+from .subjects import Subject
+from .waiting import Backlog, Waiting, backlog, concerning, unapplied
 
-#: Entries of the log that are read at a time.
-_PAGE = 1000
+#: Entries of the log that are read at a time: each of these replies has a timeout.
+_PAGE = 500
 
+#: Events that are asked for at a time.
+_EVENTS = 1000
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The entry that is asked about; `tags` as far as they are known without it."""
-
-    namespace: str
-    name: str
-    tags: tuple[str, ...] = ()
+#: Looks at an entry whose tags change meanwhile.
+_LOOKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Answer:
     #: the function and its arguments as people write them; empty where only the key is known
     call: str
     explanation: Explanation
-    #: by stream id, the events that its changes name, as far as they are still there
+    #: by the id in their causes, the events that its changes name, as far as they are still there
     events: Mapping[str, Envelope]
     warm: WarmState | None
     backlog: Backlog
@@ -64,8 +62,9 @@ async def answer(servers: Servers, subject: Subject, call: str, rules: Rules | N
     """Ask for everything. Raises UnavailableError, or what Redis raises."""
     # First the events: one that is applied meanwhile is then seen twice, where otherwise it would not be seen at all.
     behind = await backlog(servers)
-    waiting = None if rules is None else await concerning(servers, rules, await _names(servers, subject))
+    seen = None if rules is None else await unapplied(servers)
     explanation = await explained(servers, subject)
+    waiting = None if rules is None or seen is None else concerning(seen, rules, [t.name for t in explanation.tokens])
     if not call and explanation.entry is not None:
         call = call_shown(servers.unsealed(explanation.entry.facts.call, subject.namespace, explanation.key))
     events = await events_of(servers, explanation.changes)
@@ -77,62 +76,99 @@ async def explained(servers: Servers, subject: Subject) -> Explanation:
 
     Raises UnavailableError, or what Redis raises.
     """
-    store, keys = servers.store, servers.keys
-    key, names = keys.entry(subject.namespace, subject.name), await _names(servers, subject)
-    looked: Looked = await store.run(Look((key, *map(keys.token, names)), ttl=True, time=True))
-    born = born_of(looked.entry)
-    log = await _log(servers, names, key, since_us=0 if born is None else born.filled_us - born.load_us)
+    keys = servers.keys
+    key = keys.entry(subject.namespace, subject.name)
+    names, looked = await _look(servers, subject, key)
+    log = await _log(servers, names, key)
     lease = keys.lease(subject.namespace, subject.name)
     lease_ms = await servers.timely((await servers.holding(lease)).pttl(lease))
-    return explain(Found(key, names, looked.entry, looked.tokens, looked.left_ms, looked.now_us, log, max(0, lease_ms)))
-
-
-async def _names(servers: Servers, subject: Subject) -> tuple[str, ...]:
-    """Return the names of the tokens that an entry depends on, by what is known and by what it says itself."""
-    looked: Looked = await servers.store.run(Look((servers.keys.entry(subject.namespace, subject.name),)))
     facts = facts_of(looked.entry)
-    tags = dict.fromkeys([*subject.tags, *(() if facts is None else facts.tags)])
+    return explain(
+        Found(
+            key,
+            names,
+            looked.entry,
+            looked.tokens,
+            looked.left_ms,
+            looked.now_us,
+            log,
+            max(0, lease_ms),
+            subject.policy,
+            subject.bypassed,
+            retagged=facts is not None and subject.retagged(facts.tags),
+            unreadable="" if looked.entry is None or facts is None else servers.unreadable(looked.entry, subject, key),
+        )
+    )
+
+
+async def _look(servers: Servers, subject: Subject, key: str) -> tuple[tuple[str, ...], Looked]:
+    """Look at an entry and its tokens, whose names only it knows; again where it has been replaced by one of others."""
+    names = _names(subject, None)
+    for _ in range(_LOOKS):
+        look = Look((key, *map(servers.keys.token, names)), ttl=True, time=True)
+        looked: Looked = await servers.store.run(look)
+        if (now := _names(subject, looked.entry)) == names:
+            return names, looked
+        names = now
+    raise UnavailableError(f"{key} was replaced by an entry of other tags each time it was looked at")
+
+
+def _names(subject: Subject, entry: bytes | None) -> tuple[str, ...]:
+    """Return the names of the tokens that an entry says it depends on, and of those that its function asks for."""
+    facts = facts_of(entry)
+    tags = dict.fromkeys([*(() if facts is None else facts.tags), *subject.tags])
     return (ALL, namespace_token(subject.namespace), *map(tag_token, tags))
 
 
-async def _log(servers: Servers, names: Iterable[str], key: str, *, since_us: int) -> Log:
-    """Read the log back to a time, or to its beginning."""
+async def _log(servers: Servers, names: Iterable[str], key: str) -> Log:
+    """Read the whole log: what was invalidated by its name is found nowhere else."""
     log = servers.keys.log
     client = await servers.holding(log)
     changes: list[Change] = []
+    begins_us: int | None = None
     last = "+"
     while page := await servers.timely(client.xrevrange(log, last, "-", count=_PAGE)):
         for _, fields in page:
-            if time_of(fields) < since_us:
-                return Log(tuple(changes), complete=True)
             changes += changes_in(fields, names, key)
-            if is_first(fields):
-                return Log(tuple(changes), complete=True)
-        if len(page) < _PAGE:
-            break
+            begins_us = 0 if is_first(fields) else time_of(fields) or begins_us
         last = f"({page[-1][0].decode()}"
-    return Log(tuple(changes), complete=False)
+    return Log(tuple(changes), begins_us)
 
 
 async def events_of(servers: Servers, changes: Iterable[Change]) -> Mapping[str, Envelope]:
-    """Return by stream id the events that these changes name, as far as the streams still have them."""
-    wanted = {change.cause.stream_id for change in changes if change.cause.kind is Kind.EVENT} - {""}
+    """Return by the id in their causes the events that these changes name, as far as the streams still have them.
+
+    Two partitions can have entries of one stream id, so only the event's own id says which of them is meant.
+    """
+    causes = [change.cause for change in changes if change.cause.kind is Kind.EVENT and change.cause.stream_id]
+    named = {cause.event_id for cause in causes}
+    wanted = sorted({cause.stream_id for cause in causes})
     found: dict[str, Envelope] = {}
     for stream in servers.streams:
         client = await servers.holding(stream)
-        for stream_id in wanted - found.keys():
-            for _, fields in await servers.timely(client.xrange(stream, stream_id, stream_id)):
-                try:
-                    found[stream_id] = from_fields(stream, stream_id, fields)
-                except EventError:
-                    continue  # somebody has put another entry there
-    return found
+        for start in range(0, len(wanted), _EVENTS):
+            pipe = client.pipeline(transaction=False)
+            for stream_id in wanted[start : start + _EVENTS]:
+                pipe.xrange(stream, stream_id, stream_id)
+            for entries in await servers.timely(pipe.execute()):
+                found |= {id_shown(event.id): event for event in _decoded(stream, entries)}
+    return {event_id: event for event_id, event in found.items() if event_id in named}
+
+
+def _decoded(stream: str, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> Iterator[Envelope]:
+    for entry_id, fields in entries:
+        try:
+            yield from_fields(stream, entry_id.decode(), fields)
+        except EventError:
+            continue  # somebody has put another entry there
 
 
 async def warm_state(servers: Servers, subject: Subject) -> WarmState | None:
-    """Return what is queued for an entry; None when the server of the jobs does not say."""
+    """Return what is queued for an entry; None when the server of the jobs does not say, or is not known."""
     keys, jobs, name = servers.keys, servers.jobs, f"{subject.namespace}:{subject.name}"
     job = f"{keys.jobs}:{name}"
+    if jobs is None:
+        return None
     try:
         due = await servers.timely(jobs.zscore(keys.jobs, job))
         running = await servers.timely(jobs.exists(f"{in_progress_key_prefix}{job}"))

@@ -24,12 +24,26 @@ class Change:
     cause: Cause
 
 
+#: The end of the year 9999: somebody may have written anything into the log, and what comes next is stamped behind it.
+_LATEST_US = 253_402_300_799_000_000
+
+
+def change_at(what: str, at_us: int, cause: Cause) -> Change:
+    """Return a change, at a time that can be told."""
+    return Change(what, min(at_us, _LATEST_US), cause)
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A part of the invalidation log, newest first; `complete`: it goes back as far as was asked for."""
+    """What the invalidation log has of one entry, newest first."""
 
     changes: tuple[Change, ...]
-    complete: bool
+    #: the server's time to which it goes back; 0: to the first invalidation that there was, None: it is empty
+    begins_us: int | None
+
+    def reaches(self, time_us: int) -> bool:
+        """Say whether all that was invalidated since a time is in it."""
+        return self.begins_us is not None and self.begins_us <= time_us
 
 
 def changes_in(fields: Mapping[bytes, bytes], names: Iterable[str], key: str) -> list[Change]:
@@ -38,16 +52,16 @@ def changes_in(fields: Mapping[bytes, bytes], names: Iterable[str], key: str) ->
     Bytes that are no log entry say nothing.
     """
     try:
-        at_us, what = int(fields[b"at"]), json.loads(fields[b"what"])
+        at_us, what = time_of(fields), json.loads(fields[b"what"])
         tokens, entries, patterns = what["tokens"], what["entries"], what.get("patterns", [])
-        found = [Change(name, at_us, parse(tokens[name])) for name in names if name in tokens]
+        found = [change_at(name, at_us, parse(tokens[name])) for name in names if name in tokens]
         why = parse(fields.get(b"why", b"").decode(errors="replace"))
         if key in entries:
-            found.append(Change("entry", at_us, why))
-        found += [Change(glob, at_us, why) for glob in patterns if _matches(glob, key)]
+            found.append(change_at("entry", at_us, why))
+        found += [change_at(glob, at_us, why) for glob in patterns if _matches(glob, key)]
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return []
-    return found
+    return found if at_us else []
 
 
 def _matches(glob: Any, key: str) -> bool:
@@ -56,8 +70,10 @@ def _matches(glob: Any, key: str) -> bool:
 
 def time_of(fields: Mapping[bytes, bytes]) -> int:
     """Return the server's time of a log entry in microseconds; 0 for bytes that are none."""
-    stamp = fields.get(b"at", b"")
-    return int(stamp) if stamp.isdigit() else 0
+    try:
+        return max(0, int(fields.get(b"at", b"")))
+    except ValueError:
+        return 0
 
 
 def is_first(fields: Mapping[bytes, bytes]) -> bool:

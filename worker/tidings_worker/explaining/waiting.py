@@ -12,7 +12,6 @@ from typing import Any
 from redis.exceptions import ResponseError
 from tidings.errors import EventError
 from tidings.events import from_fields
-from tidings.keys import ALL
 
 from tidings_worker.metrics import StreamState
 from tidings_worker.observer import stream_state
@@ -22,7 +21,7 @@ from tidings_worker.rules import Rules
 from .asking import Servers
 
 #: Events of each kind that are looked at, at most.
-_MOST = 10_000
+MOST = 10_000
 _ORIGINAL = b"original:"
 
 
@@ -83,20 +82,10 @@ async def backlog(servers: Servers) -> Backlog:
     return Backlog(states, await servers.timely((await servers.holding(dead)).xlen(dead)))
 
 
-async def concerning(servers: Servers, rules: Rules, names: Iterable[str]) -> list[Waiting]:
-    """Return the events that wait, and under these rules would change one of these tokens, or fail.
-
-    Raises what Redis raises.
-    Of each kind the first ten thousand are looked at, of the dead letters the last.
-    """
-    wanted = {*names, ALL}
-    seen = [entry for stream in servers.streams for entry in await _unapplied(servers, stream)]
-    seen += await _dead(servers)
-    return [one for entry in seen if (one := _judged(entry, rules, wanted)) is not None]
-
-
 @dataclass(frozen=True, slots=True)
-class _Unapplied:
+class Unapplied:
+    """An event that has not had its effect, as it stands in its stream."""
+
     stream: str
     stream_id: bytes
     fields: Mapping[bytes, bytes]
@@ -104,38 +93,53 @@ class _Unapplied:
     reason: str = ""
 
 
-async def _unapplied(servers: Servers, stream: str) -> Sequence[_Unapplied]:
+async def unapplied(servers: Servers) -> Sequence[Unapplied]:
+    """Return the events that wait, and the dead letters. Raises what Redis raises.
+
+    Of each kind the first ten thousand, of the dead letters the last.
+    """
+    seen = [entry for stream in servers.streams for entry in await _unapplied(servers, stream)]
+    return [*seen, *await _dead(servers)]
+
+
+def concerning(seen: Iterable[Unapplied], rules: Rules, names: Iterable[str]) -> list[Waiting]:
+    """Return those that under these rules would change one of these tokens, or fail."""
+    wanted = set(names)
+    return [one for entry in seen if (one := _judged(entry, rules, wanted)) is not None]
+
+
+async def _unapplied(servers: Servers, stream: str) -> Sequence[Unapplied]:
     client = await servers.holding(stream)
     try:
-        pending = await servers.timely(client.xpending_range(stream, servers.group, "-", "+", _MOST))
+        pending = await servers.timely(client.xpending_range(stream, servers.group, "-", "+", MOST))
         groups = await servers.timely(client.xinfo_groups(stream))
     except ResponseError:  # no stream, or no group: then nothing was read
-        unread = await servers.timely(client.xrange(stream, count=_MOST))
-        return [_Unapplied(stream, stream_id, fields, Place.UNREAD) for stream_id, fields in unread]
+        unread = await servers.timely(client.xrange(stream, count=MOST))
+        return [Unapplied(stream, stream_id, fields, Place.UNREAD) for stream_id, fields in unread]
     pipe = client.pipeline(transaction=False)
     for row in pending:
         pipe.xrange(stream, row["message_id"], row["message_id"])
     delivered = next(row["last-delivered-id"] for row in groups if row["name"] == servers.group.encode())
-    pipe.xrange(stream, b"(" + delivered, count=_MOST)
+    pipe.xrange(stream, b"(" + delivered, count=MOST)
     *read, unread = await servers.timely(pipe.execute())
     return [
-        *(_Unapplied(stream, stream_id, fields, Place.PENDING) for entries in read for stream_id, fields in entries),
-        *(_Unapplied(stream, stream_id, fields, Place.UNREAD) for stream_id, fields in unread),
+        *(Unapplied(stream, stream_id, fields, Place.PENDING) for entries in read for stream_id, fields in entries),
+        *(Unapplied(stream, stream_id, fields, Place.UNREAD) for stream_id, fields in unread),
     ]
 
 
-async def _dead(servers: Servers) -> Iterator[_Unapplied]:
+async def _dead(servers: Servers) -> Iterator[Unapplied]:
     dead = servers.keys.dead
-    letters: Any = await servers.timely((await servers.holding(dead)).xrevrange(dead, count=_MOST))
+    letters: Any = await servers.timely((await servers.holding(dead)).xrevrange(dead, count=MOST))
     return (_original(letter_id, fields, servers.keys.events) for letter_id, fields in letters)
 
 
-def _original(letter_id: bytes, fields: Mapping[bytes, bytes], stream: str) -> _Unapplied:
+def _original(letter_id: bytes, fields: Mapping[bytes, bytes], stream: str) -> Unapplied:
     original = {name.removeprefix(_ORIGINAL): value for name, value in fields.items() if name.startswith(_ORIGINAL)}
-    return _Unapplied(stream, letter_id, original, Place.DEAD, fields.get(b"reason", b"").decode(errors="replace"))
+    return Unapplied(stream, letter_id, original, Place.DEAD, fields.get(b"reason", b"").decode(errors="replace"))
 
 
-def _judged(entry: _Unapplied, rules: Rules, wanted: set[str]) -> Waiting | None:
+def _judged(entry: Unapplied, rules: Rules, wanted: set[str]) -> Waiting | None:
     """Plan an event, and say whether it would change one of the wanted tokens, or whether nobody can tell.
 
     A rule that fails may have wanted to; what cannot be read is about nothing.

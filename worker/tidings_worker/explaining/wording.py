@@ -9,9 +9,10 @@ from tidings.causes import Cause, Kind
 
 from tidings_worker.times import age, moment_of
 
-from .explanation import Entry, Explanation, State, TokenNow
+from .explanation import STALE, Entry, Explanation, State, TokenNow, own_change
 from .gathering import Answer, WarmState
 from .history import Change
+from .waiting import MOST, Backlog
 
 #: What the codes of `continuity` mean.
 LOSSES = {
@@ -26,17 +27,28 @@ LOSSES = {
 
 _STATES = {
     State.FRESH: "served from the cache",
-    State.EXPIRED: "not served: its ttl has passed; it is kept for when a load takes long or fails",
-    State.INVALIDATED: "not served: invalidated after it was loaded",
-    State.GONE: "not served: a token it depends on is gone (evicted, flushed or expired), so it may be wrong",
-    State.VACANT: "not cached: invalidated by its name, or being loaded for the first time",
+    State.EXPIRED: "its ttl has passed, and it is kept for a while longer",
+    State.INVALIDATED: "invalidated since its load began",
+    State.GONE: "a token it was loaded under is gone (evicted, flushed or expired), so it may be wrong",
+    State.RETAGGED: "it was loaded under other tags than its function gives this call now",
+    State.UNREADABLE: "not served: it is valid, and does not decode here",
+    State.BYPASSED: "never cached: `when` is false for these arguments",
+    State.VACANT: "not cached: invalidated by its name, or a load began and has stored nothing (yet)",
     State.ABSENT: "not cached: never loaded, expired, deleted by a pattern, or evicted",
     State.FOREIGN: "not served: the bytes are none of this version's entries",
 }
 
-#: Events that are listed one by one.
+#: Of what is not valid any more, by whether it is served.
+_STALE = {
+    True: "served stale while one refresh runs",
+    False: "not served",
+    None: "not served, unless its function allows stale values",
+}
+
+#: Changes, and events of each kind, that are listed one by one.
 _LISTED = 5
 _DAY_US = 86_400_000_000
+_SECOND_MS = 1000
 
 _HOW = {"read": "for a read", "warm": "as a warm", "refresh": "by refresh()", "set": "by set()"}
 
@@ -47,26 +59,42 @@ def rows(answer: Answer) -> Iterator[tuple[str, str]]:
     yield "key", told.key
     if answer.call:
         yield "call", answer.call
-    yield "state", _STATES[told.state]
+    yield "state", _state(told)
+    if told.state is State.UNREADABLE:
+        yield "", told.unreadable
     yield from _why(told, answer.events)
     if told.entry is not None:
         yield from _entry_rows(told, told.entry)
     yield "tokens", ", ".join(_token(now, loaded=told.entry is not None) for now in told.tokens)
+    if told.entry is None and told.policy is None:
+        yield "", "its tags are not known without the entry; asked for as MODULE:FUNCTION ARGS, they are"
+    if told.policy is not None and told.policy.local_ttl_ms:
+        kept = _duration(told.policy.local_ttl_ms)
+        yield "local", f"processes keep copies of their own for up to {kept}; these are not seen from here"
     if told.lease_ms:
-        yield "load", f"one runs now; others wait for it {told.lease_ms / 1000:.1f} s more at most"
+        yield "load", f"one began and has not ended; readers may wait for it {_duration(told.lease_ms)} more at most"
     yield "warm", _warm(answer.warm)
     yield from _waiting_rows(answer)
+
+
+def _state(told: Explanation) -> str:
+    state = _STATES[told.state]
+    return f"{_STALE[told.served]}: {state}" if told.state in STALE else state
 
 
 def _why(told: Explanation, events: Mapping[str, Envelope]) -> Iterator[tuple[str, str]]:
     wrong = told.state in {State.INVALIDATED, State.GONE}
     if wrong and not told.complete:
-        yield "why", "the log goes back less far than the load: there may have been changes before these"
-    for change in told.changes if wrong else told.changes[-1:]:
+        others = "others may have come before these" if told.changes else "it may have been invalidated, too"
+        yield "why", f"the log does not have all that has happened since the load: {others}"
+    shown = told.changes[:_LISTED] if wrong else told.changes[-1:]
+    for change in shown:
         label = "why" if wrong else "last"
         yield label, f"{_what(change)} was invalidated {_ago(told, change.at_us)}"
         for line in _by(change, events):
             yield "", line
+    if wrong and (more := len(told.changes) - len(shown)):
+        yield "", f"and {more} more, the last {_ago(told, told.changes[-1].at_us)}; --json has them all"
     if not wrong and not told.changes:
         yield "last", "no invalidation is known"
 
@@ -74,14 +102,14 @@ def _why(told: Explanation, events: Mapping[str, Envelope]) -> Iterator[tuple[st
 def _by(change: Change, events: Mapping[str, Envelope]) -> Iterator[str]:
     cause = change.cause
     if cause.kind is Kind.EVENT:
-        event = events.get(cause.stream_id)
+        event = events.get(cause.event_id)
         name = cause.event_id if event is None else f"{event.type} {cause.event_id}"
         entry = "" if cause.stream_id in {"", cause.event_id} else f", entry {cause.stream_id}"
         yield f"by the event {name}{entry}"
         yield f"through {cause.rule}"
         latency_ms = latency(change)
         if latency_ms is not None:
-            yield f"{latency_ms:.1f} ms after it was in the stream"
+            yield f"{_duration(latency_ms)} after it was in the stream"
     elif cause.kind is Kind.CALL:
         yield f"by a call of {cause.method} in {cause.process}"
     elif cause.kind is Kind.LOST:
@@ -106,36 +134,42 @@ def latency(change: Change) -> float | None:
 def _entry_rows(told: Explanation, entry: Entry) -> Iterator[tuple[str, str]]:
     born, facts = entry.born, entry.facts
     how = _HOW.get(facts.how, "")
-    took = f", loaded in {born.load_us / 1000:.2g} ms" if born.load_us else ""
+    took = f", loaded in {_duration(born.load_us / 1000)}" if born.load_us else ""
     yield "filled", f"{_ago(told, born.filled_us)}, {how} in {facts.by}{took}"
     if told.state is State.FRESH and told.since_change_us is not None:
-        yield "", f"{told.since_change_us / 1000:.1f} ms after the last invalidation"
-    if entry.left_ms is not None:
-        left = f"{age(entry.left_ms / 1000)} left" if entry.left_ms > 0 else "passed"
-        yield "ttl", f"{left}; {entry.size} bytes"
+        yield "", f"{_duration(told.since_change_us / 1000)} after the last invalidation"
+    yield "ttl", f"{_left(entry)}; {entry.size} bytes"
+
+
+def _left(entry: Entry) -> str:
+    if entry.left_ms is None:
+        return "none"
+    if entry.left_ms > 0:
+        return f"{age(entry.left_ms / 1000)} left"
+    return f"passed {age(-entry.left_ms / 1000)} ago"
 
 
 def _warm(state: WarmState | None) -> str:
     if state is None:
-        return "the server of the jobs does not answer"
-    if state.failing is not None:
-        failing = state.failing
-        return f"keeps failing, {failing.failures} times: {failing.error}: {failing.message}"
-    if state.running:
-        return "running"
-    return "none is queued" if state.queued_for is None else "queued"
+        return "not known: the server of the jobs does not answer, or TIDINGS_JOBS_URL is missing"
+    queued = "none is queued" if state.queued_for is None else "queued"
+    now = "running" if state.running else queued
+    if state.failing is None:
+        return now
+    failing = state.failing
+    return f"{now}; keeps failing, {failing.failures} times: {failing.error}: {failing.message}"
 
 
 def _waiting_rows(answer: Answer) -> Iterator[tuple[str, str]]:
     backlog = answer.backlog
     for stream in backlog.unread_by_anybody:
         yield "events", f"{stream} has events that no worker has ever read"
-    if backlog.waiting and answer.concerning != []:
-        yield "events", f"{backlog.waiting} not applied yet, the oldest {age(backlog.oldest_s)} old"
     if answer.concerning is None:
         if backlog.waiting or backlog.dead_letters:
-            yield "", f"{backlog.dead_letters} dead letters; --rules says which of these would invalidate this entry"
+            yield "events", f"{_count(backlog)}; --rules says which would invalidate this entry"
         return
+    if answer.concerning and backlog.waiting:
+        yield "events", _count(backlog)
     certain = [one for one in answer.concerning if one.names]
     for one in certain[:_LISTED]:
         yield one.place.value, f"{one.type} {one.stream_id} would invalidate {', '.join(one.names)}"
@@ -148,14 +182,29 @@ def _waiting_rows(answer: Answer) -> Iterator[tuple[str, str]]:
     if more:
         yield "", f"and {more} more"
     if not answer.concerning:
-        letters = f"{backlog.dead_letters} dead letters" if backlog.dead_letters else "no dead letter"
-        yield "events", f"{backlog.waiting} wait, {letters}: none of them would invalidate it"
+        beyond = max(backlog.waiting, backlog.dead_letters) > MOST
+        looked_at = f", of the {MOST} of each that were looked at," if beyond else ""
+        yield "events", f"none that waits or was set aside{looked_at} would invalidate it"
+
+
+def _count(backlog: Backlog) -> str:
+    oldest = f" (the oldest {age(backlog.oldest_s)} old)" if backlog.waiting else ""
+    letters = f"{backlog.dead_letters} dead letter{'' if backlog.dead_letters == 1 else 's'}"
+    return f"{backlog.waiting} not applied yet{oldest}, {letters}"
+
+
+def _duration(ms: float) -> str:
+    return f"{ms:.3g} ms" if ms < _SECOND_MS else age(ms / 1000)
 
 
 def _token(now: TokenNow, *, loaded: bool) -> str:
-    if now.token is None:
+    if now.same or (now.there and not loaded):
+        return now.name
+    if not now.there:
         return f"{now.name} ({'gone' if loaded else 'none yet'})"
-    return f"{now.name} (changed)" if loaded and not now.same else now.name
+    if now.same is None:
+        return f"{now.name} (not the entry's)"
+    return f"{now.name} ({'made anew' if own_change(now) is None else 'changed'})"
 
 
 def _what(change: Change) -> str:
@@ -176,9 +225,10 @@ def document(answer: Answer) -> dict[str, Any]:
         "key": told.key,
         "call": answer.call or None,
         "state": told.state.value,
-        "served": told.state is State.FRESH,
+        "served": told.served,
+        "unreadable": told.unreadable or None,
         "entry": None if told.entry is None else _entry_document(told, told.entry),
-        "tokens": [{"name": now.name, "same": now.same, "there": now.token is not None} for now in told.tokens],
+        "tokens": [{"name": now.name, "same": now.same, "there": now.there} for now in told.tokens],
         "changes": [_change_document(change, answer.events) for change in told.changes],
         "changes_complete": told.complete,
         "loading_for_at_most_ms": told.lease_ms or None,
@@ -186,6 +236,7 @@ def document(answer: Answer) -> dict[str, Any]:
         if warm is None
         else {
             "queued": warm.queued_for is not None,
+            "due": None if warm.queued_for is None else _rfc3339(round(warm.queued_for * 1e6)),
             "running": warm.running,
             "failing": None if warm.failing is None else f"{warm.failing.error}: {warm.failing.message}",
         },
@@ -202,6 +253,7 @@ def document(answer: Answer) -> dict[str, Any]:
                 "place": one.place.value,
                 "invalidates": list(one.names),
                 "failed": one.failed or None,
+                "reason": one.reason or None,
             }
             for one in answer.concerning
         ],
@@ -224,11 +276,12 @@ def _entry_document(told: Explanation, entry: Entry) -> dict[str, Any]:
 
 def _change_document(change: Change, events: Mapping[str, Envelope]) -> dict[str, Any]:
     cause = change.cause
-    event = events.get(cause.stream_id)
+    event = events.get(cause.event_id)
     return {
         "what": change.what,
         "at": _rfc3339(change.at_us),
         "kind": cause.kind.value,
+        "cause": cause.text,
         "event": cause.event_id or None,
         "stream_id": cause.stream_id or None,
         "type": None if event is None else event.type,
@@ -237,6 +290,7 @@ def _change_document(change: Change, events: Mapping[str, Envelope]) -> dict[str
         "method": cause.method or None,
         "process": cause.process or None,
         "lost": list(cause.codes),
+        "stream": cause.stream or None,
     }
 
 

@@ -35,6 +35,10 @@ _PLAIN: dict[Any, tuple[Any, ...]] = {
 }
 
 
+#: How the values of plain types are written in names.
+TEXTS = frozenset(str(value) for values in _PLAIN.values() for value in values)
+
+
 def examples(event_class: type[Event]) -> list[Event]:
     """Return events of a class that differ in one field at a time; none if no value of some field can be thought of."""
     return list(islice(_models(event_class, _DEPTH), _EVENTS))

@@ -10,9 +10,10 @@ from difflib import get_close_matches
 from tidings_worker.places import Place
 from tidings_worker.rules import Registered
 
+from .examples import TEXTS
 from .readers import Reader
 from .rule_code import Asked
-from .shapes import Shape, meet
+from .shapes import HOLE, Shape, meet
 from .source import Spot
 from .texts import Names, Text
 from .trial import Trial
@@ -77,8 +78,14 @@ class RuleFacts:
     def _tried(self, names: Iterable[str], said: Iterable[Text]) -> list[Text]:
         if self.asked.understood:
             return []
-        shapes = [Shape((name,)) for name in sorted(names)]
+        shapes = list(dict.fromkeys(map(_tried_shape, sorted(names))))
         return [Text(shape, self.spot) for shape in shapes if not any(meet(shape, one.shape) for one in said)]
+
+
+def _tried_shape(name: str) -> Shape:
+    """Return the shape of what a rule asked for when it was tried: what an example's value stands in is a hole."""
+    parts = [HOLE if part in TEXTS else part for part in name.split(":")]
+    return Shape.of([piece for part in parts for piece in (":", part)][1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from tidings.described import Described
@@ -174,12 +174,13 @@ class _Reader:
             self._asked.warms.append(_warm(call, scope))
         elif _is_one_of(called, Warm.hot, Hot):
             return
-        elif isinstance(called, FunctionType) and depth:
-            node = node_of(called) if plain_function(called) is not None else None
-            if node is None:
+        elif isinstance(called, FunctionType | MethodType) and depth:
+            plain = plain_function(called)
+            node = None if plain is None else node_of(plain)
+            if plain is None or node is None:
                 self._asked.complete = False
             else:
-                self.function(called, node, depth - 1)
+                self.function(plain, node, depth - 1)
         else:
             self._asked.complete = False
 

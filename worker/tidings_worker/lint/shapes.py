@@ -44,6 +44,11 @@ class Shape:
         return HOLE not in self.parts
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """The texts with which it begins and ends: empty where a hole stands."""
+        return (self.parts[0] or "", self.parts[-1] or "") if self.parts else ("", "")
+
+    @property
     def says_nothing(self) -> bool:
         """Whether it has nothing else: any name at all."""
         return all(part is HOLE for part in self.parts)
@@ -55,8 +60,11 @@ def meet(one: Shape, other: Shape) -> bool:
     What stands in a hole is taken to have no colon where the shape has colons of its own: ``user:{}`` and
     ``user:{}:profile`` are two things. A text without holes is the name itself, and may have whatever it has in them.
     """
-    begins = [(*shape.parts, "")[0] or "" for shape in (one, other)]
-    if not begins[0].startswith(begins[1]) and not begins[1].startswith(begins[0]):
+    first, last = one.ends
+    other_first, other_last = other.ends
+    if not (first.startswith(other_first) or other_first.startswith(first)):
+        return False
+    if not (last.endswith(other_last) or other_last.endswith(last)):
         return False
     plain = one.is_text or other.is_text
     return _meet(_tokens(one), _tokens(other), anything=plain)
@@ -65,6 +73,7 @@ def meet(one: Shape, other: Shape) -> bool:
 _Token = tuple[str, bool]  # a character; or a hole, "", and whether it may hold a colon
 
 
+@cache
 def _tokens(shape: Shape) -> tuple[_Token, ...]:
     colons = any(part is not HOLE and ":" in part for part in shape.parts)
     tokens: list[_Token] = []

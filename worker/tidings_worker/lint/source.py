@@ -136,7 +136,12 @@ def lines_of(node: ast.stmt | ast.expr) -> range:
 def spot_of_class(kind: type) -> Spot:
     """Return where a class is defined; its module's first line where that cannot be told."""
     file = str(getattr(sys.modules.get(kind.__module__), "__file__", "?"))
-    for node in ast.walk(file_of(file).tree):
-        if isinstance(node, ast.ClassDef) and node.name == kind.__name__:
-            return Spot(Place(file, node.lineno), (head(node),))
-    return Spot(Place(file, 1))
+    node = _classes(file).get(kind.__name__)
+    return Spot(Place(file, 1)) if node is None else Spot(Place(file, node.lineno), (head(node),))
+
+
+@cache
+def _classes(name: str) -> dict[str, ast.ClassDef]:
+    """Return the classes of a file by their names: of those that share one, the first."""
+    found = [node for node in ast.walk(file_of(name).tree) if isinstance(node, ast.ClassDef)]
+    return {node.name: node for node in reversed(found)}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from string import Formatter
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from tidings_worker.places import Place
@@ -123,7 +123,7 @@ def _is_empty(node: ast.expr) -> bool:
 def _called(function: Any, arguments: list[ast.expr], scope: Scope, depth: int) -> Names:
     if len(arguments) == 1 and any(function is item for item in _ITEMS):
         return texts(arguments[0], scope, depth)
-    return texts_of_function(function, depth - 1) if isinstance(function, FunctionType) else UNREAD
+    return texts_of_function(function, depth - 1) if isinstance(function, FunctionType | MethodType) else UNREAD
 
 
 # One name
@@ -206,7 +206,7 @@ def _of_format(pattern: str) -> Shape:
 
 def _of_helper(function: Any, depth: int) -> list[Shape]:
     """Return what a helper such as ``def user_tag(user_id): return f"user:{user_id}"`` gives."""
-    plain = plain_function(function) if isinstance(function, FunctionType) else None
+    plain = plain_function(function) if isinstance(function, FunctionType | MethodType) else None
     node = None if plain is None else node_of(plain)
     if plain is None or node is None:
         return [_ANYTHING]

@@ -13,8 +13,12 @@ from tidings.events import UntypedEvent, class_of
 from tidings_worker.places import Place
 from tidings_worker.plans import Draft, Plan
 from tidings_worker.rules import Registered
+from tidings_worker.timelimit import EndlessError, within
 
 from .examples import examples
+
+#: Seconds that a rule has for one event: it only decides, and the worker does nothing else meanwhile.
+LONGEST = 3.0
 
 _ENVELOPE = Envelope("example", "", "", datetime.fromtimestamp(0, UTC), {})
 
@@ -49,14 +53,22 @@ def try_out(registered: Registered) -> Trial:
     if event_class is UntypedEvent:
         return trial
     for event in examples(event_class):
-        _run(registered, event, trial)
+        if not _run(registered, event, trial):
+            break
     return trial
 
 
-def _run(registered: Registered, event: Event, trial: Trial) -> None:
+def _run(registered: Registered, event: Event, trial: Trial) -> bool:
+    """Run a rule with one example; say whether it is worth running with another."""
     draft = Draft()
     try:
-        draft.take(registered.rule(event), _ENVELOPE, registered.name)
+        with within(LONGEST):
+            draft.take(registered.rule(event), _ENVELOPE, registered.name)
+    except EndlessError as error:
+        why = f"{registered.name}: {error}, for {_shown(event)}; the worker would wait for it: let it decide and end"
+        trial.failures[_place(error, registered)] = why
+        _note(draft.plan(), trial)
+        return False
     except (ConfigurationError, PermanentError) as error:
         place = _place(error, registered)
         trial.failures.setdefault(place, f"{error}, for {_shown(event)}")
@@ -65,6 +77,7 @@ def _run(registered: Registered, event: Event, trial: Trial) -> None:
     else:
         trial.ran += 1
     _note(draft.plan(), trial)
+    return True
 
 
 def _note(plan: Plan, trial: Trial) -> None:

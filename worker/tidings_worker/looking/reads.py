@@ -18,6 +18,9 @@ from tidings.store import RedisStore
 #: Entries of the invalidation log that are looked at; beyond it the count is of a part, and says so.
 LOG_AT_MOST = 20_000
 
+#: Digits of the greatest number in an id; counts have fewer.
+_DIGITS = 20
+
 #: Full windows behind the one under way, by what users call it.
 SPANS = {"5m": 2, "1h": 24}
 
@@ -145,8 +148,8 @@ def reported(hashes: Iterable[Mapping[bytes, bytes]], seconds: float) -> Reporte
             namespace, _, counter = text.partition(":")
             if text.startswith(PROCESS_MARK):
                 processes.add(text)
-            elif counter and value.isdigit():
-                namespaces.setdefault(namespace, Reads()).counters[counter] += int(value)
+            elif counter and (count := count_in(value)) is not None:
+                namespaces.setdefault(namespace, Reads()).counters[counter] += count
     return Reported(seconds, len(processes), namespaces)
 
 
@@ -160,14 +163,18 @@ def invalidations(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]], since_
         try:
             what = json.loads(fields.get(b"what", b"{}"))
             count += sum(len(what.get(part, ())) for part in ("tokens", "entries", "patterns"))
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             count += 1  # nobody understands it, so it invalidates what each process holds
     return count, _ms(before) < since_ms
 
 
+def count_in(value: bytes) -> int | None:
+    """Return a count as Redis keeps it; None for what is none, since anybody may have written it."""
+    return int(value) if value.isdigit() and len(value) <= _DIGITS else None
+
+
 def _ms(identifier: bytes) -> int:
-    digits = identifier.partition(b"-")[0]
-    return int(digits) if digits.isdigit() else 0
+    return count_in(identifier.partition(b"-")[0]) or 0
 
 
 def _ratio(part: float, whole: float, *, digits: int = 4) -> float | None:

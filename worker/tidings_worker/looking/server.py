@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 from tidings.cluster_store import ClusterStore
 from tidings.keys import Keyspace
 from tidings.store import RedisStore
 
 from tidings_worker.groups import MARK
 
-from .reads import Reported, read
+from .reads import Reported, count_in, read
 
 #: Keys of a server that are looked at when entries are counted; beyond it the counts are of a part, and say so.
 SCAN_AT_MOST = 100_000
@@ -67,11 +66,8 @@ class Stats:
         }
 
 
-async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, partitions: int = 1) -> Stats:
-    """Read the streams, their groups, the queues and the entries; of the queue of warms `jobs` is the server.
-
-    Raises Redis's exceptions.
-    """
+async def look(store: RedisStore | ClusterStore, keys: Keyspace, partitions: int, warms_queued: int) -> Stats:
+    """Read the streams, their groups and the entries; warms may be queued elsewhere. Raises Redis's exceptions."""
     streams = [stream.events for stream in keys.streams(partitions)]
     client_for = store.client_for
     counts = await (await client_for(keys.counts)).hgetall(keys.counts)  # type: ignore[misc]
@@ -81,8 +77,12 @@ async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, pa
         [group for stream in streams for group in await _groups(await client_for(stream), stream)],
         await (await client_for(keys.dead)).xlen(keys.dead),
         await (await client_for(keys.log)).xlen(keys.log),
-        await jobs.zcard(keys.jobs),
-        {name.decode(errors="replace"): int(value) for name, value in sorted(counts.items())},
+        warms_queued,
+        {
+            name.decode(errors="replace"): count
+            for name, value in sorted(counts.items())
+            if (count := count_in(value)) is not None
+        },
         entries,
         complete,
         await read(store, keys),
@@ -90,12 +90,10 @@ async def look(store: RedisStore | ClusterStore, jobs: Redis, keys: Keyspace, pa
 
 
 async def _groups(client: Redis, stream: str) -> list[GroupStats]:
-    try:
-        groups = await client.xinfo_groups(stream)
-    except ResponseError:
-        return []  # no stream yet
+    if not await client.exists(stream):
+        return []
     found = []
-    for group in groups:
+    for group in await client.xinfo_groups(stream):
         name = group["name"].decode(errors="replace")
         consumers = [row["name"] for row in await client.xinfo_consumers(stream, group["name"])]
         workers = [consumer for consumer in consumers if not consumer.startswith(MARK.encode())]

@@ -20,6 +20,9 @@ from tidings_worker.queueing import HOT_JOB_NAME, JOB_NAME
 #: Jobs at the front of the queue that are looked at.
 LOOKED_AT = 1000
 
+#: In milliseconds, the latest time that a job can be due: a score may be anything, infinite too.
+_LATEST = 1e15
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -86,8 +89,12 @@ async def view_warms(
     pipe.zrange(queue, 0, LOOKED_AT - 1, withscores=True)
     queued, later, front = await pipe.execute()
     holders = await client.mget([in_progress_key_prefix.encode() + job_id for job_id, _ in front]) if front else []
-    running = [(*job, holder) for job, holder in zip(front, holders, strict=True) if holder is not None]
-    idle = [(*job, None) for job, holder in zip(front, holders, strict=True) if holder is None]
+    jobs = [
+        (job_id, min(max(due_ms, 0.0), _LATEST), holder)
+        for (job_id, due_ms), holder in zip(front, holders, strict=True)
+    ]
+    running = [job for job in jobs if job[2] is not None]
+    idle = [job for job in jobs if job[2] is None]
     oldest = now - idle[0][1] / 1000 if idle else None
     failed = await FailingWarms(client, failing).read()
     return Warms(

@@ -1,1 +1,1 @@
-"""What `tidings tail` shows: streams and journal in, lines out; `following` reads, the others are pure."""
+"""What `tidings tail` shows: streams and journal in, lines out; `following` and `asking` read, the others are pure."""

@@ -4,6 +4,7 @@
     journal        what each event and warm did, while workers know that somebody reads
     dead letters   what was set aside, and why
     log            what was invalidated, and by whom: services too
+    receipts       which events were set aside, of those whose letters are gone
 
 An event is shown once it has been dealt with, with what the journal says of it. Where the journal says nothing, because
 nobody read it then or there was too much, what the group shows of the event decides, and the log has the tokens that
@@ -19,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from tidings.causes import Kind, by_event, by_rule, parse
+from tidings.event_ids import ranges_of
 
 from tidings_worker.journal_records import EventRecord, MoreRecord, WarmRecord, read_record
 from tidings_worker.times import moment_of
@@ -55,6 +57,11 @@ class Awaited:
     shown_late: bool = False
 
     @property
+    def readable(self) -> bool:
+        """Whether workers can say what event it is: they set aside what is none."""
+        return self.line.event_id is not None
+
+    @property
     def key(self) -> tuple[str, str]:
         """The stream and the entry's id."""
         return self.line.stream or "", self.line.stream_id or ""
@@ -87,6 +94,7 @@ class Follower:
         self._group = group
         self._waiting: OrderedDict[tuple[str, str], Awaited] = OrderedDict()
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._set_aside: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._caused: OrderedDict[tuple[str, str], _Caused] = OrderedDict()
         self._asked: OrderedDict[str, Line] = OrderedDict()
         #: events and warms that the journal had no room for, since somebody last took the number
@@ -101,6 +109,13 @@ class Follower:
         line, made, ignored = described(stream, stream_id, fields, came)
         due = now + min(LATE, max(0.0, LATE - (now - came.timestamp())))
         self._waiting[key] = Awaited(line, made, now, due, ignored)
+
+    def receipt(self, stream: str, fields: Mapping[bytes, bytes]) -> None:
+        """Take a receipt."""
+        for first, last in ranges_of(fields.get(b"dead")):
+            if first == last:  # as workers name them
+                self._set_aside[stream, "{}-{}".format(*first)] = None
+                _bound(self._set_aside)
 
     def dead_letter(self, letter_id: str, fields: Mapping[bytes, bytes]) -> Iterator[Line]:
         """Take a dead letter."""
@@ -186,6 +201,9 @@ class Follower:
             self._tell(awaited.key)
             if awaited.ignored:
                 yield replace(awaited.line, outcome=Outcome.IGNORED, reason=awaited.ignored)
+            elif awaited.key in self._set_aside or not awaited.readable:
+                reason = "its letter is gone: it was put back, or dropped"
+                yield self._with_causes(replace(awaited.line, outcome=Outcome.DEAD, reason=reason), None)
             else:
                 yield self._with_causes(replace(awaited.line, outcome=Outcome.APPLIED, complete=False), awaited.made)
 
@@ -221,6 +239,8 @@ class Follower:
         asker = self._asked.get(record.name) if record.why == "event" else None
         if asker is None:
             return line
+        if record.outcome in {"warmed", "failed"}:
+            del self._asked[record.name]  # the next may be a replay's, or somebody's at a command line
         return replace(line, type=asker.type, subject=asker.subject, event_id=asker.event_id)
 
     def _with_causes(self, line: Line, made: datetime | None) -> Line:

@@ -1,4 +1,4 @@
-"""Reads what `tidings tail` shows. `follower` decides, this listens and asks.
+"""Reads what `tidings tail` shows. `follower` decides, this listens, and asks as `asking` does.
 
 On one server one connection blocks for all streams together; on a cluster, where one command cannot name keys of
 several slots, each stream has its own. What is cancelled is a plain XREAD, which takes nothing from anybody.
@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import inf
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
@@ -17,13 +17,14 @@ from tidings import Cache
 from tidings.batching import Multiplexer
 from tidings.cluster_store import ClusterStore
 from tidings.errors import UnavailableError
-from tidings.event_ids import Id, as_pair
+from tidings.event_ids import as_pair
 from tidings.exchanges import paired
 
 from tidings_worker.journal import READ_SECONDS
-from tidings_worker.outage import Outage, Patience, is_outage, pause
+from tidings_worker.outage import Outage, Patience, pause
 from tidings_worker.servers import store_of
 
+from .asking import why_not_yet
 from .follower import Awaited, Follower
 from .lines import Line, in_order
 
@@ -36,8 +37,6 @@ _BLOCK = 0.25
 
 #: Entries of one stream in one reply.
 _PAGE = 500
-
-_PENDING_PAGE = 1000
 
 
 class Tailing:
@@ -56,10 +55,14 @@ class Tailing:
         self._note = note
         self._stop = stop
         self._follower = Follower(self._group)
-        self._events = [stream.events for stream in keys.streams(cache.settings.partitions)]
+        streams = keys.streams(cache.settings.partitions)
+        events = [stream.events for stream in streams]
+        #: the streams of receipts, and whose they are: for what was, as letters tell the same of what happens
+        self._receipts = {stream.applied: stream.events for stream in streams}
         #: from where to read on; in this order: what the log says of an event is known before the event is shown
-        self._positions = dict.fromkeys([keys.log, keys.dead, *self._events, keys.journal], "0-0")
-        self._outage = Outage(cache.telemetry.server, lambda _there, _why: None)
+        self._positions = dict.fromkeys([keys.log, keys.dead, *events, *self._receipts, keys.journal], "0-0")
+        self._server = cache.telemetry.server
+        self._outage = Outage(self._server, lambda _there, _why: None)
         self._ahead = 0.0
         self._refused = False
 
@@ -90,7 +93,7 @@ class Tailing:
         client_for = self._store.client_for
         for _ in range(2):  # once more: between the two, what had not been told of may have been
             for key in self._positions:
-                while entries := await self._page(await client_for(key), key):
+                while not self._stop.is_set() and (entries := await self._page(await client_for(key), key)):
                     lines += self._take(key, entries)
             lines += await self._ask(inf, patient=patient)
         lines += self._follower.overdue(inf)
@@ -100,7 +103,7 @@ class Tailing:
 
     async def follow(self) -> None:
         """Tell what happens, until the stop. Raises what is no outage."""
-        keys = list(self._positions)
+        keys = [key for key in self._positions if key not in self._receipts]
         together = [[key] for key in keys] if isinstance(self._store, ClusterStore) else [keys]
         parts = [self._hear(some) for some in together] + [self._look_after(), self._keep_asking()]
         tasks = {asyncio.create_task(part) for part in (*parts, self._stop.wait())}
@@ -177,31 +180,12 @@ class Tailing:
         for awaited in self._follower.due(until):
             by_stream[awaited.key[0]].append(awaited)
         for stream, several in by_stream.items():
-            reasons = await self._why_not_yet(stream, [awaited.key[1] for awaited in several])
+            client = await self._store.client_for(stream)
+            reasons = await self._timely(why_not_yet(client, stream, self._group, [one.key[1] for one in several]))
             for awaited in several:
                 why_not = reasons[awaited.key[1]]
                 lines += self._follower.answered(awaited, why_not, self.now(), patient=patient)
         return lines
-
-    async def _why_not_yet(self, stream: str, ids: Sequence[str]) -> dict[str, str]:
-        """Return for each event why it has not been dealt with; nothing where it has.
-
-        The group is asked how far it has read before it is asked what is pending: an event is pending from the moment
-        it is read, so that one that is not has been acknowledged.
-        """
-        pairs = {one: as_pair(one) for one in ids}
-        async with asyncio.timeout(self._store.timeout):
-            client = await self._store.client_for(stream)
-            group = await _group(client, stream, self._group)
-            if group is None:
-                return dict.fromkeys(ids, f"no worker of the group {self._group!r} has read the stream yet")
-            read = as_pair(group["last-delivered-id"].decode())
-            last = min(max(pairs.values()), read)
-            pending = await _pending(client, stream, self._group, min(pairs.values()), last)
-        return {
-            one: "no worker has read it yet" if pair > read else _in_hand(pending.get(pair))
-            for one, pair in pairs.items()
-        }
 
     def _take(self, key: str, entries: _Entries) -> list[Line]:
         """Give a stream's entries to the follower."""
@@ -215,6 +199,8 @@ class Tailing:
                 lines += follower.dead_letter(entry_id, fields)
             elif key == keys.journal:
                 lines += follower.journal(entry_id, fields, now)
+            elif key in self._receipts:
+                follower.receipt(self._receipts[key], fields)
             else:
                 follower.event(key, entry_id, fields, now)
         return lines
@@ -231,23 +217,27 @@ class Tailing:
         }
 
     async def _page(self, client: Redis, key: str) -> _Entries:
-        page = await self._timely(client.xrange(key, f"({self._positions[key]}", count=_PAGE))
+        page = await self._of_stream(key, client.xrange(key, f"({self._positions[key]}", count=_PAGE))
         return [(entry_id.decode(), fields) for entry_id, fields in page]
 
     async def _end_of(self, key: str) -> str:
         client = await self._store.client_for(key)
+        last = await self._of_stream(key, client.xrevrange(key, count=1))
+        return last[0][0].decode() if last else "0-0"
+
+    async def _of_stream(self, key: str, reply: Awaitable[T]) -> T:
+        """Return what a stream says; an error names it: of several, one may be another's, or not permitted."""
         try:
-            last = await self._timely(client.xrevrange(key, count=1))
+            return await self._timely(reply)
         except ResponseError as error:
             raise UnavailableError(f"{key}: {error}") from error
-        return last[0][0].decode() if last else "0-0"
 
     async def _timely(self, reply: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._store.timeout):
                 return await reply
         except TimeoutError as error:
-            raise UnavailableError(f"no answer in {self._store.timeout:g} s") from error
+            raise UnavailableError(f"{self._server}: no answer in {self._store.timeout:g} s") from error
 
     def _show(self, lines: Iterable[Line]) -> None:
         for line in lines:
@@ -268,33 +258,3 @@ def _before(start: str) -> str:
     if sequence:
         return f"{milliseconds}-{sequence - 1}"
     return f"{milliseconds - 1}-{(1 << 64) - 1}" if milliseconds else "0-0"
-
-
-async def _group(client: Redis, stream: str, name: str) -> Any:
-    try:
-        groups = await client.xinfo_groups(stream)
-    except ResponseError as error:
-        if is_outage(error):
-            raise
-        return None  # no stream
-    return next((group for group in groups if group["name"] == name.encode()), None)
-
-
-async def _pending(client: Redis, stream: str, group: str, first: Id, last: Id) -> dict[Id, int]:
-    """Return how often each of the pending entries from one id to another has been delivered."""
-    found: dict[Id, int] = {}
-    start = "{}-{}".format(*first)
-    while True:
-        page = await client.xpending_range(stream, group, start, "{}-{}".format(*last), _PENDING_PAGE)
-        for row in page:
-            found[as_pair(row["message_id"].decode())] = row["times_delivered"]
-        if len(page) < _PENDING_PAGE:
-            return found
-        start = f"({page[-1]['message_id'].decode()}"
-
-
-def _in_hand(deliveries: int | None) -> str:
-    if deliveries is None:
-        return ""
-    times = "" if deliveries == 1 else f", delivered {deliveries} times"
-    return f"a worker has it and has not acknowledged it{times}"

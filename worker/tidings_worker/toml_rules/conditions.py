@@ -1,7 +1,7 @@
 """Which events a rule of a file is for: ``when = { plan = ["pro", "team"] }``. Pure.
 
 Of an event that carries a row as it was and as it is, either of them will do: a user who leaves the plan "pro" is to be
-invalidated as one who has it.
+invalidated as one who has it. One whose rows are both null, as of a table that was truncated, may have been about any.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,23 +28,29 @@ def holds(conditions: Mapping[str, Collection[Any]], event: Event) -> bool:
     """
     if not conditions:
         return True
-    found = [_found(value_of(event), name) for name in ("before", "after")]
-    rows = [row for row in found if isinstance(row, Mapping | BaseModel)]
-    return any(_all_hold(conditions, value_of(event, row)) for row in rows or [event])
+    images = [_found(value_of(event), name) for name in ("before", "after")]
+    rows = [row for row in images if isinstance(row, Mapping | BaseModel)]
+    any_row = images == [None, None]
+    return any(_all_hold(conditions, value_of(event, row), any_row=any_row) for row in rows or [event])
 
 
 def _found(values: ValueOf, name: str) -> Any:
     try:
         return values(name)
     except KeyError:
-        return None
+        return _MISSING
 
 
-def _all_hold(conditions: Mapping[str, Collection[Any]], values: ValueOf) -> bool:
+_MISSING = object()
+
+
+def _all_hold(conditions: Mapping[str, Collection[Any]], values: ValueOf, *, any_row: bool) -> bool:
     for name, accepted in conditions.items():
         try:
             value = values(name)
         except KeyError:
+            if any_row:
+                continue
             return False
         if comparable(value, name) not in accepted:
             return False

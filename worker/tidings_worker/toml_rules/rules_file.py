@@ -47,7 +47,10 @@ class _Reader:
 
     def rules(self) -> Rules:
         file = self._file
-        file.keys((), file.document, ("rule", "schedule"))
+        inside = {*_RULE_KEYS, *_SCHEDULE_KEYS}
+        for key in inside & file.document.keys():
+            file.problem((key,), f"{key!r} stands outside of a rule; write [[rule]] or [[schedule]] above it")
+        file.keys((), dict.fromkeys(file.document.keys() - inside), ("rule", "schedule"))
         tables = [(path, table, self._warms.listed(path, table)) for path, table in file.tables("rule")]
         for path, table in file.tables("schedule"):
             self._schedule(path, table)
@@ -177,16 +180,16 @@ def _field_value(event_class: type[Event], name: str, value: Any) -> Any:
 def _rule_of(
     invalidates: Invalidates, calls: list[Callable[[ValueOf], Warm | Hot]], conditions: Mapping[str, frozenset[Any]]
 ) -> Rule:
-    invalidation = invalidation_of(invalidates.namespaces, invalidates.tags)
+    invalidations = invalidation_of(invalidates.namespaces, invalidates.tags)
     if not (calls or conditions or invalidates.everything):
-        return invalidation
+        return invalidations
 
     def rule(event: Event) -> Iterator[Invalidate | Warm | Hot]:
         if not holds(conditions, event):
             return
         if invalidates.everything:
             yield Invalidate(everything=True)
-        yield invalidation(event)
+        yield from invalidations(event)
         yield from warms_of(event, calls)
 
     return rule

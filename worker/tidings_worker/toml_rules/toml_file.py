@@ -54,6 +54,8 @@ class TomlFile:
             raise self._not_toml(str(error), text) from None
         except RecursionError:
             raise FileError([Problem(name, 1, 1, "not TOML that can be read: it is nested too deeply")]) from None
+        except ValueError as error:  # a number of more digits than Python reads
+            raise FileError([Problem(name, 1, 1, f"not TOML that can be read: {error}")]) from None
 
     def place(self, path: TomlPath) -> Place:
         """Return where a key, or what it holds, stands."""
@@ -101,7 +103,8 @@ class TomlFile:
         """Return the elements of a list, each with its path; note what is none."""
         if isinstance(given, list):
             return [((*path, index), value) for index, value in enumerate(given)]
-        self.problem(path, f"{written(given)} where a list belongs; write {path[-1]} = [{written(given)}]")
+        shown = '"…"' if isinstance(given, dict) else written(given)
+        self.problem(path, f"{written(given)} where a list belongs; write {path[-1]} = [{shown}]")
         return []
 
     def _position(self, path: TomlPath) -> Position:

@@ -165,7 +165,7 @@ def cached_function(text: str) -> Described[Any, Any]:
         raise ConfigurationError(f'{written(text)} is no function; write "module:function", as in "myapp.users:get"')
     found: Any = imported(module_name)
     for name in qualname.split("."):
-        names = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, Described | type)]
+        names = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, Described)]
         if not hasattr(found, name):
             raise ConfigurationError(f"{text}: no {name!r} there; {nearest(name, names)}")
         found = getattr(found, name)

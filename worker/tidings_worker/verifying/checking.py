@@ -17,6 +17,7 @@ for each entry E that differs:
     4. note      the last event of each stream
     5. settle    wait until the group has acknowledged all events up to these; a worker invalidates before it does that
     6. look      if E is another (its bytes are: another lineage, other tokens, a later fill) or not valid: `moved`
+                 where one of its tokens has changed since 1, else `replaced`
     7. load      gives B again, so this is what the source says, and not something in between
     8. look      as 6
     9.           E is `stale`
@@ -39,27 +40,33 @@ has changed since: nobody will tell it, and it is served until its ttl ends.
 A result that is another at each load is no alarm: when the loads of 2 and 7 differ, steps 3 to 7 are done once more,
 and the last two loads have to agree; else it is `unstable`. So is one that is A again in 7 (A, B, A): its source went
 there and back with nothing said, or the function is not one of its arguments alone. If events from before are not
-applied in time (5), the entry is `unsettled`, and no alarm: `groups` and `dlq` know more. What is written so often, and
+applied in time (5), the entry is `unsettled`, and no alarm: `groups` knows more. A dead letter is acknowledged, so what
+it would have invalidated is `stale`, as it is for readers: `dlq` knows more. What is written so often, and
 never told of, that no two loads `grace` seconds apart agree, is `unstable`, and missed.
 
-A load reads through no cache: cached functions that it calls load as well, and keep nothing. That an entry differs from
+**What is left open**, and counted as neither: an entry that expires, or is filled anew under the same tokens, before 9
+is `replaced`. It may have been wrong with nobody told, or it was invalidated alone, which changes no token.
+
+A load reads through no cache: cached functions that it calls load as well, and keep nothing, if they are of the same
+`Cache`. That an entry differs from
 the one in a process's local tier does not matter: it is what the local tier is held to, and Redis is looked at.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidings import Cache
 from tidings.after import Rule
 from tidings.errors import UnavailableError
+from tidings.keys import tag_token
 from tidings.sealing import Sealer
 from tidings.seen import AwayError, Seen
 
 from tidings_worker.exchange import Store
 
-from .finding import finding_of
+from .finding import Differing, finding_of
 from .pace import Pace
 from .plan import Plan
 from .reports import Cost, Finding
@@ -101,13 +108,27 @@ class Checker:
         #: turns of loads; of an entry's first load whoever asks for the check takes the turn
         self.pace = Pace(plan.per_second, clock)
 
-    async def check(self, subject: Subject) -> Checked:
-        """Check one entry. Raises UnavailableError and what Redis raises, and nothing that a load does."""
+    async def begin(self, subject: Subject) -> Checked | Differing:
+        """Look at an entry, load it and compare. Raises UnavailableError and what Redis raises, not what loads do."""
+        first = await self._look(subject)
+        if not first.fresh:
+            return Checked(Outcome.NOT_SERVED)
+        cached = Value(first.payload, first.value)
         try:
-            checked = await self._check(subject)
+            differing = Differing(subject, first, _tokens(subject, first), cached, [await self._load(subject)])
+            outcome = _judged(differing)
         except _FailedError as error:
-            checked = Checked(Outcome.FAILED, type(error.__cause__).__name__)  # its message may say anything
-        self.differing.pop(subject.key, None)
+            return _failed(error)
+        return differing if outcome is None else Checked(outcome)
+
+    async def settle(self, differing: Differing) -> Checked:
+        """Look and load again, until it is known what it means that the entry differs. Raises what `begin` raises."""
+        self.differing[differing.subject.key] = differing.subject
+        try:
+            checked = await self._settle(differing)
+        except _FailedError as error:
+            checked = _failed(error)
+        del self.differing[differing.subject.key]
         return checked
 
     async def aclose(self) -> None:
@@ -115,25 +136,19 @@ class Checker:
         await self._settling.aclose()
         self._cost.commands += self._settling.questions
 
-    async def _check(self, subject: Subject) -> Checked:
-        first = await self._look(subject)
-        if not first.fresh:
-            return Checked(Outcome.NOT_SERVED)
-        cached, loads = Value(first.payload, first.value), [await self._load(subject)]
-        while (outcome := _judged(cached, loads)) is None:
-            self.differing[subject.key] = subject
+    async def _settle(self, differing: Differing) -> Checked:
+        subject, loads = differing.subject, differing.loads
+        while (outcome := _judged(differing)) is None:
             if not await self._settling.settled():
                 return Checked(Outcome.UNSETTLED)
-            if await self._has_moved(subject, first):
-                return Checked(Outcome.MOVED)
+            if (gone := await self._gone(differing)) is not None:
+                return Checked(gone)
             await self.pace.turn()
             loads.append(await self._load(subject))
-        if outcome is Outcome.CONSISTENT:
-            return Checked(outcome)
-        if await self._has_moved(subject, first):
-            return Checked(Outcome.MOVED)
+        if (gone := await self._gone(differing)) is not None:
+            return Checked(gone)
         encrypted = self._sealer.encrypts(subject.namespace)
-        finding = finding_of(subject, first, outcome, cached, loads[-1], values=self._plan.values, encrypted=encrypted)
+        finding = finding_of(differing, outcome, values=self._plan.values, encrypted=encrypted)
         return Checked(outcome, finding=finding)
 
     async def _look(self, subject: Subject) -> Seen:
@@ -148,10 +163,14 @@ class Checker:
         self._cost.bytes_read += sum(len(value or b"") for value in (looked.entry, *looked.tokens))
         return seen
 
-    async def _has_moved(self, subject: Subject, first: Seen) -> bool:
-        """Say whether the entry is another than it was, or is not served any more."""
-        now = await self._look(subject)
-        return not now.fresh or now.looked.entry != first.looked.entry
+    async def _gone(self, differing: Differing) -> Outcome | None:
+        """Say what became of an entry that is another than it was, or is not served any more; None: it is as it was."""
+        now = await self._look(differing.subject)
+        if now.fresh and now.looked.entry == differing.first.looked.entry:
+            return None
+        tokens = _tokens(differing.subject, now)
+        changed = any(tokens[name] != token for name, token in differing.tokens.items() if name in tokens)
+        return Outcome.MOVED if changed else Outcome.REPLACED
 
     async def _load(self, subject: Subject) -> Value:
         """Call the function, and return its result as a reader would get it. Raises _FailedError."""
@@ -174,8 +193,18 @@ class _FailedError(Exception):
     """A load raised, or was too late, or what it gave is no value; the cause says what."""
 
 
-def _judged(cached: Value, loads: Sequence[Value]) -> Outcome | None:
+def _judged(differing: Differing) -> Outcome | None:
     try:
-        return verdict(cached, loads)
+        return verdict(differing.cached, differing.loads)
     except Exception as error:  # of a class of the service's own, which compares itself
         raise _FailedError from error
+
+
+def _tokens(subject: Subject, seen: Seen) -> dict[str, bytes | None]:
+    """Return the tokens that were seen with an entry just now, by name."""
+    wanted = subject.request.target
+    return dict(zip((*wanted.names, *map(tag_token, wanted.result_tags)), seen.looked.tokens, strict=True))
+
+
+def _failed(error: _FailedError) -> Checked:
+    return Checked(Outcome.FAILED, type(error.__cause__).__name__)  # its message may say anything

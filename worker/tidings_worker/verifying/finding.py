@@ -1,8 +1,9 @@
 """What is told of an entry that is stale, or unstable. Pure."""
 
+from dataclasses import dataclass
+
 from tidings.calls import split_call
 from tidings.causes import Kind, parse
-from tidings.keys import tag_token
 from tidings.layout import Token
 from tidings.seen import Seen
 
@@ -14,17 +15,26 @@ from .verdicts import Difference, Outcome, Value, differs
 _SHOWN = 200
 
 
-def finding_of(
-    subject: Subject, seen: Seen, outcome: Outcome, cached: Value, loaded: Value, *, values: bool, encrypted: bool
-) -> Finding:
-    """Return what to report of an entry, as it was seen; `loaded` is the last load.
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """An entry that a load differs from: how it was first seen, with its tokens by name, and the loads since then."""
+
+    subject: Subject
+    first: Seen
+    tokens: dict[str, bytes | None]
+    cached: Value
+    loads: list[Value]
+
+
+def finding_of(differing: Differing, outcome: Outcome, *, values: bool, encrypted: bool) -> Finding:
+    """Return what to report of an entry.
 
     Without `values` neither they are told nor, where the namespace is encrypted, the arguments.
     """
+    subject, seen, cached = differing.subject, differing.first, differing.cached
     wanted, born, now_us = subject.request.target, seen.sighting.born, seen.looked.now_us
-    change = differs(cached, loaded) or Difference("$", "there and back", (cached.value, cached.value))
-    names = (*wanted.names, *map(tag_token, wanted.result_tags))
-    tokens = [(name, Token.unpack(value or b"")) for name, value in zip(names, seen.looked.tokens, strict=True)]
+    change = differs(cached, differing.loads[-1]) or Difference("$", "there and back", (cached.value, cached.value))
+    tokens = [(name, Token.unpack(value or b"")) for name, value in differing.tokens.items()]
     return Finding(
         outcome,
         subject.key,

@@ -12,6 +12,8 @@ CONFIDENCE = 0.95
 
 #: Halvings of the interval in which the bound is looked for: more than a float has digits.
 _HALVINGS = 60
+#: What adds nothing to a sum, as a part of it.
+_NOTHING = 1e-17
 
 
 def stale_at_most(stale: int, checked: int, confidence: float = CONFIDENCE) -> float:
@@ -28,20 +30,22 @@ def stale_at_most(stale: int, checked: int, confidence: float = CONFIDENCE) -> f
 
 
 def _at_most(stale: int, checked: int, rate: float) -> float:
-    """Return how likely so many stale ones or fewer are in a sample, at this rate of them."""
+    """Return how likely so many stale ones or fewer are in a sample, at a rate that is higher than theirs."""
     if rate >= 1:
         return 0.0
     has, has_not = math.log(rate), math.log1p(-rate)
-    whole = math.lgamma(checked + 1)
-    return math.fsum(
-        math.exp(whole - math.lgamma(k + 1) - math.lgamma(checked - k + 1) + k * has + (checked - k) * has_not)
-        for k in range(stale + 1)
-    )
+    whole, total = math.lgamma(checked + 1), 0.0
+    for k in range(stale, -1, -1):  # fewer than the rate says are the less likely, the fewer they are
+        less = math.exp(whole - math.lgamma(k + 1) - math.lgamma(checked - k + 1) + k * has + (checked - k) * has_not)
+        total += less
+        if less <= total * _NOTHING:
+            break
+    return total
 
 
 def nines(stale_rate: float) -> float:
     """Return a consistency of ``1 - stale_rate`` as nines: 99.9 % are three, 99.97 % are 3.5."""
-    return math.inf if stale_rate <= 0 else -math.log10(stale_rate)
+    return math.inf if stale_rate <= 0 else max(0.0, -math.log10(stale_rate))  # which is -0.0 for a rate of 1
 
 
 def nines_text(stale_rate: float) -> str:

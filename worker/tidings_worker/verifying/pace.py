@@ -1,6 +1,7 @@
 """At most so many a second, evenly."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -20,9 +21,12 @@ class Pace:
         self._free_at = clock()
         self._turns = asyncio.Lock()
 
-    async def turn(self) -> None:
-        """Wait for the next turn; who asked first has it first."""
+    async def turn(self, until: float = math.inf) -> bool:
+        """Wait for the next turn; who asked first has it first. False, at once: it would come after `until`."""
         async with self._turns:
+            if self._free_at > until:
+                return False
             if (wait := self._free_at - self._clock()) > 0:
                 await self._sleep(wait)
             self._free_at = max(self._free_at, self._clock()) + self._between
+            return True

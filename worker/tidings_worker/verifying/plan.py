@@ -22,3 +22,8 @@ class Plan:
     repair: bool = False
     #: show values and arguments, whoever's they are
     values: bool = False
+
+    @property
+    def at_most(self) -> float:
+        """How long it takes in all: what is begun last is loaded, and again twice, each time after a wait."""
+        return self.longest + self.load_timeout + 2 * (self.grace + self.settle + self.load_timeout)

@@ -27,7 +27,8 @@ from .verdicts import Outcome
 if TYPE_CHECKING:
     from arq.typing import WorkerCoroutine
 
-#: What an audit may take, since it waits for events: times what its loads take at the rate permitted, and seconds.
+#: What an audit may take, since it waits for events: times what its loads take at the rate permitted, and seconds. So
+#: many seconds more the job has to say what was found.
 _TIMES, _SECONDS = 2.0, 30.0
 
 
@@ -52,8 +53,7 @@ class Auditor:
     @property
     def timeout(self) -> float:
         """Seconds after which an audit that has not ended is ended."""
-        plan = self._plan
-        return plan.longest + 4 * (plan.grace + plan.settle + plan.load_timeout)
+        return self._plan.at_most + _SECONDS
 
     async def audit(self, _ctx: dict[str, Any]) -> None:
         """Audit once. An outage of Redis ends it until the next time."""

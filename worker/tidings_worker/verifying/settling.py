@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import chain, repeat
 
+from redis.exceptions import ResponseError
 from tidings.event_ids import as_pair
 
 from tidings_worker.exchange import Store
@@ -17,7 +18,6 @@ class Settling:
     """Knows when the events of some streams are applied by a group; `grace` and `timeout` are seconds.
 
     All who wait at the same time share one look at the streams, which is never one that began before they asked.
-    `timely` is how long each question has.
     """
 
     def __init__(self, store: Store, streams: Sequence[str], group: str, *, grace: float, timeout: float) -> None:
@@ -88,6 +88,8 @@ class Settling:
         pipe.xpending_range(stream, self._group, "-", stream_id, 1)
         self.questions += 2
         groups, pending = await pipe.execute(raise_on_error=False)
+        if isinstance(groups, ResponseError) and str(groups).startswith("no such key"):
+            return False  # the stream is gone: nobody knows what was in it
         if isinstance(groups, Exception):
             raise groups
         mine = next((group for group in groups if group["name"] == self._group), None)

@@ -59,7 +59,7 @@ class Skipped:
     reason: str = ""
 
 
-def identify(key: bytes, head: bytes | None, cache: Cache, sealer: Sealer) -> Subject | Skipped:
+def identify(key: str, head: bytes | None, cache: Cache, sealer: Sealer) -> Subject | Skipped:
     """Find out what an entry is the result of, given its bytes as far as its facts; None: they are no string.
 
     Raises what the service's own code raises (templates, callables, validators), and ConfigurationError for a return
@@ -75,12 +75,11 @@ def identify(key: bytes, head: bytes | None, cache: Cache, sealer: Sealer) -> Su
     if not facts.call:
         return Skipped(Outcome.NOT_AUDITABLE, NO_CALL)
     try:
-        name = key.decode()
-        namespace = name.removeprefix(cache.keys.pattern(None, "*").removesuffix("*:*")).partition(":")[0]
-        call = sealer.unseal_call(facts.call, namespace, name)
-    except (DecodeError, UnicodeDecodeError):
+        namespace = key.removeprefix(cache.keys.pattern(None, "*").removesuffix("*:*")).partition(":")[0]
+        call = sealer.unseal_call(facts.call, namespace, key)
+    except DecodeError:
         return Skipped(Outcome.NOT_AUDITABLE, SEALED)
-    return _called(name, namespace, facts, call, cache)
+    return _called(key, namespace, facts, call, cache)
 
 
 def _called(key: str, namespace: str, facts: Facts, call: str, cache: Cache) -> Subject | Skipped:

@@ -25,8 +25,10 @@ class Outcome(StrEnum):
 
     #: it is what a load gives
     CONSISTENT = "consistent"
-    #: it differed, and was invalidated, replaced or gone before it could be called stale
+    #: it differed, and was invalidated by one of its tokens before it could be called stale, as it should be
     MOVED = "moved"
+    #: it differed, and had expired, been filled anew or been deleted by then: nobody knows what it would have come to
+    REPLACED = "replaced"
     #: it differs from two loads that agree, and nothing that was published before has invalidated it
     STALE = "stale"
     #: it differs, and so do the loads from each other

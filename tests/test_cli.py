@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import redis
+from forked_commands import Forks
 from tidings import Cache
 from tidings.reporting import WINDOW_SECONDS, window_at
 
@@ -63,58 +63,8 @@ rules.schedule(Warm(get_user), minute=0)
 }
 
 
-FORKS = """
-import gc
-import json
-import os
-import sys
-
-import tidings_worker.cli
-from typer.main import get_command
-
-group = get_command(tidings_worker.cli.app)
-for name in group.list_commands(None):
-    group.get_command(None, name)  # which imports it
-gc.freeze()  # what is here is not looked through, and so copied, when a child ends
-
-for line in sys.stdin:
-    command = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(command["folder"])
-        os.environ.update(command["variables"])
-        for number, name in enumerate(("in", "out", "err")):
-            os.dup2(os.open(command["name"] + "." + name, os.O_RDWR | os.O_CREAT), number)
-        sys.stdin = open(0)
-        sys.argv = ["tidings", *map(os.fsdecode, map(bytes.fromhex, command["arguments"]))]
-        tidings_worker.cli.main()
-        sys.exit()
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-class Forks:
-    """Runs commands, each in a process of its own, in the folder of a shell unless told otherwise."""
-
-    def __init__(self, shell):
-        self.folder = shell.folder
-        self._parent = shell.start_program(sys.executable, "-c", FORKS)
-        self._started = 0
-
-    def run(self, *arguments, stdin=b"", folder=None, **variables):
-        self._started += 1
-        files = self.folder / f".fork{self._started}"
-        given, out, err = (files.with_suffix(f".{kind}") for kind in ("in", "out", "err"))
-        given.write_bytes(stdin)
-        command = {
-            "name": str(files),
-            "arguments": [os.fsencode(argument).hex() for argument in arguments],
-            "variables": variables,
-            "folder": str(folder or self.folder),
-        }
-        code = int(self._parent.ask(json.dumps(command)))
-        return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
+class CleanForks(Forks):
+    """Runs many commands, each under a prefix of its own."""
 
     def run_all(self, server, commands):
         """Run every command under a prefix of its own; give each with what it has left in the server."""
@@ -133,7 +83,7 @@ class Forks:
 @pytest.fixture(scope="module")
 def forks(shell_of_module):
     shell_of_module.write("rules.py", RULES)
-    return Forks(shell_of_module)
+    return CleanForks(shell_of_module)
 
 
 def assert_is_one_message(ran, code, *words):

@@ -14,10 +14,11 @@ from tidings_worker import Rules
 from tidings_worker.explaining.asking import Servers
 from tidings_worker.explaining.explanation import State
 from tidings_worker.explaining.gathering import answer
-from tidings_worker.explaining.subjects import by_call, by_key, function_named
+from tidings_worker.explaining.subjects import by_call, by_key
 from tidings_worker.explaining.waiting import Place
 from tidings_worker.explaining.wording import document, rows
 from tidings_worker.failing import FailingWarms
+from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool
 from tidings_worker.plans import Warm
 from tidings_worker.queueing import WarmQueue
@@ -368,7 +369,7 @@ class TestNaming:
     @pytest.mark.parametrize("target", ["json", "json:", ":x", "json:nothing", "json:dumps", "no_such_module:f"])
     def test_what_is_no_cached_function_is_refused(self, target):
         with pytest.raises(ConfigurationError):
-            function_named(target)
+            cached_function_at(target)
 
     @pytest.mark.parametrize("arguments", [["1"], ["user_id=1"]])
     def test_arguments_become_what_the_parameters_annotation_says(self, get_user, arguments):

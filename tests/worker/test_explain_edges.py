@@ -19,8 +19,9 @@ from tidings_worker.explaining.explanation import Found, State
 from tidings_worker.explaining.explanation import explain as decide
 from tidings_worker.explaining.gathering import answer
 from tidings_worker.explaining.history import Change, Log
-from tidings_worker.explaining.subjects import by_call, by_key, function_named
+from tidings_worker.explaining.subjects import by_call, by_key
 from tidings_worker.explaining.wording import document, rows
+from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool
 
 
@@ -325,7 +326,7 @@ class TestArguments:
         await Repository().get(1)
         await Repository.of_class(1)
         for name in ("get", "of_class"):
-            function = function_named(f"{__name__}:Repository.{name}")
+            function = cached_function_at(f"{__name__}:Repository.{name}")
             assert (await ask(cache, function, "1")).explanation.state is State.FRESH
 
     @pytest.mark.parametrize("options", [{"key": "{self.tenant}"}, {"tags": lambda user_id: 1 / user_id}])

@@ -95,7 +95,7 @@ def folder(forks):
 @pytest.fixture
 def keys(forks, folder):
     """Run ``tidings keys``."""
-    return lambda *arguments, **variables: forks.run(folder, "keys", *arguments, **variables)
+    return lambda *arguments, **variables: forks.run("keys", *arguments, folder=folder, **variables)
 
 
 def test_every_function_is_told_with_its_key_tags_ttl_and_options(keys):

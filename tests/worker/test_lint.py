@@ -258,7 +258,7 @@ def lint(forks):
     """Run ``tidings lint`` in a folder with these files."""
 
     def run(files, *arguments, **variables):
-        return forks.run(forks.new_folder(files), "lint", *arguments, **variables)
+        return forks.run("lint", *arguments, folder=forks.new_folder(files), **variables)
 
     return run
 

@@ -75,7 +75,7 @@ def simulate(forks, folder):
     """Run ``tidings simulate`` with these rules."""
 
     def run(*arguments, targets=("rules:rules",), **how):
-        return forks.run(folder, "simulate", *targets, *arguments, **how)
+        return forks.run("simulate", *targets, *arguments, folder=folder, **how)
 
     return run
 
@@ -138,7 +138,7 @@ def test_everything_makes_all_functions_wrong(simulate):
 def test_an_entry_as_another_system_writes_it(simulate):
     row = {"before": {"id": 1}, "after": {"id": 2}, "op": "u", "source": {"schema": "public", "table": "users"}}
     fields = {"key": {"id": 2}, "value": row}
-    ran = simulate("--fields", "-", "--json", stdin=json.dumps(fields))
+    ran = simulate("--fields", "-", "--json", stdin=json.dumps(fields).encode())
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["type"] == "public.users.updated"

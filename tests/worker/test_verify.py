@@ -894,7 +894,7 @@ def shop(shell, url):
 
 def test_the_command_says_what_is_stale_and_what_it_cost_and_repairs(shop, forks, url):
     def verify(*arguments):
-        return forks.run(shop.folder, "verify", *arguments, TIDINGS_URL=url)
+        return forks.run("verify", *arguments, folder=shop.folder, TIDINGS_URL=url)
 
     ran = shop.run("verify", "shop", "--rate", "1000/s", COLUMNS="80")
     assert (ran.code, ran.err) == (0, "")
@@ -932,7 +932,7 @@ def test_ctrl_c_prints_what_was_found_so_far_whatever_hangs(shop, until):
 
 def test_a_server_that_is_away_is_one_line(forks):
     folder = forks.new_folder({"shop.py": SHOP})
-    ran = forks.run(folder, "verify", "shop", TIDINGS_URL="redis://127.0.0.1:1")
+    ran = forks.run("verify", "shop", folder=folder, TIDINGS_URL="redis://127.0.0.1:1")
     assert (ran.code, ran.out) == (3, "")
     assert "127.0.0.1:1" in ran.err
     assert "Traceback" not in ran.err

@@ -1,12 +1,17 @@
-"""Importing a service's module: whatever is wrong with it becomes one message that names file, line and cure."""
+"""Importing a module, or a function of it: what is wrong with it becomes one message that names file, line and cure."""
 
 import importlib
+import inspect
 import sys
 import sysconfig
 import traceback
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from tidings.described import Described
 from tidings.errors import ConfigurationError, TidingsError
 
 from .signals import StopAsked
@@ -27,6 +32,29 @@ def imported(module_name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         place = _place(error, module_name)
         raise ConfigurationError(f"{place}: {_problem(error, module_name)}") from error
+
+
+def cached_function_at(target: str) -> Described[Any, Any]:
+    """Import the cached function ``module:function``, a class's too. Raises ConfigurationError for what is none."""
+    module_name, _, qualname = target.partition(":")
+    if not module_name or not qualname:
+        raise ConfigurationError(f'"{target}" is no function; write "module:function", as in "myapp.users:get"')
+    found: Any = imported(module_name)
+    for name in qualname.split("."):
+        if not hasattr(found, name):
+            names = [key for key, value in vars(found).items() if isinstance(value, Described)]
+            raise ConfigurationError(f"{target}: no {name!r} there; {nearest(name, names)}")
+        found = getattr(found, name)
+    cached = inspect.unwrap(found, stop=lambda one: isinstance(one, Described))  # a classmethod comes bound
+    if not isinstance(cached, Described):
+        raise ConfigurationError(f"{target} is not a function decorated with @cached, but a {type(found).__name__}")
+    return cached
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return what to write instead of a name that is not known: the one that is most like it, else what there is."""
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(sorted(known)) or 'none'}"
 
 
 def _problem(error: BaseException, module_name: str) -> str:

@@ -11,8 +11,9 @@ from tidings import Cache, Settings
 from tidings_worker.escaping import escaped
 from tidings_worker.explaining.asking import Servers
 from tidings_worker.explaining.gathering import Answer, answer
-from tidings_worker.explaining.subjects import Subject, by_call, by_key, function_named
+from tidings_worker.explaining.subjects import Subject, by_call, by_key
 from tidings_worker.explaining.wording import document, rows
+from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool
 from tidings_worker.loading import load_rules
 from tidings_worker.rules import Rules
@@ -34,7 +35,7 @@ def explain(
     """
     configure_logging(verbose=False)
     loaded = load_rules(rules) if rules else None
-    function = function_named(what) if what.count(":") == 1 else None  # a key has more
+    function = cached_function_at(what) if what.count(":") == 1 else None  # a key has more
     with client_cache(None if function is None else function.cache.settings) as cache:
         reach_server(cache.settings)
         subject, call = (by_key(cache.keys, what), "") if function is None else by_call(function, arguments or [])

@@ -10,7 +10,8 @@ from tidings import Cache
 from tidings.settings import redact
 
 from tidings_worker.escaping import escaped
-from tidings_worker.explaining.subjects import bound, function_named
+from tidings_worker.explaining.subjects import bound
+from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_client, jobs_url
 from tidings_worker.looking.warms import Failure, Job, Warms, view_warms
 from tidings_worker.plans import Warm
@@ -46,7 +47,7 @@ def warm(
 ) -> None:
     """Have a worker load an entry ahead of its readers; the worker must have the function's module loaded."""
     configure_logging(verbose=False)
-    found = function_named(function)
+    found = cached_function_at(function)
     args, kwargs = bound(found, arguments or [])
     asked = Warm(found, *args, **kwargs)
     with client_cache(found.cache.settings) as cache:

@@ -13,8 +13,6 @@ from tidings.errors import ArgumentError, ConfigurationError
 from tidings.keys import Keyspace
 from tidings.policy import Policy
 
-from tidings_worker.importing import imported
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -45,22 +43,6 @@ def by_key(keys: Keyspace, key: str) -> Subject:
         if key.startswith(beginning) and colon and namespace and name:
             return Subject(namespace, name)
     raise ConfigurationError(f"{key!r} is neither MODULE:FUNCTION nor a key of an entry, {start}NAMESPACE:…")
-
-
-def function_named(target: str) -> Described[Any, Any]:
-    """Import ``module:qualname``, a class's function too. Raises ConfigurationError for what is no cached function."""
-    module_name, colon, qualname = target.partition(":")
-    if not colon or not module_name or not qualname:
-        raise ConfigurationError(f"{target!r} is neither a key (cache:…) nor MODULE:FUNCTION")
-    found: Any = imported(module_name)
-    for name in qualname.split("."):
-        if not hasattr(found, name):
-            raise ConfigurationError(f"{module_name} has no {qualname}")
-        found = getattr(found, name)
-    cached = inspect.unwrap(found, stop=lambda one: isinstance(one, Described))  # a classmethod comes bound
-    if not isinstance(cached, Described):
-        raise ConfigurationError(f"{target} is a {type(found).__name__}, not a function decorated with @cached")
-    return cached
 
 
 def by_call(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[Subject, str]:

@@ -14,6 +14,7 @@ from tidings.events import UntypedEvent, class_of
 from tidings.keys import check_namespace
 from tidings.templates import Template, parse
 
+from tidings_worker.importing import nearest
 from tidings_worker.mapping import invalidation_of, warms_of
 from tidings_worker.plans import Hot, Invalidate, Warm
 from tidings_worker.rules import Invalidates, Registered, Rule, Rules
@@ -22,7 +23,7 @@ from tidings_worker.schedules import CRON_RANGES, CronField, Schedule, never_com
 from .calls import ValueOf
 from .conditions import comparable, holds
 from .lines import Path
-from .toml_file import TomlFile, nearest, written
+from .toml_file import TomlFile, written
 from .warms import EventType, FileCall, WarmReader
 
 _RULE_KEYS = ("on", "namespaces", "tags", "everything", "warm", "when")

@@ -3,12 +3,12 @@
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tidings.errors import ConfigurationError
 
+from tidings_worker.importing import nearest
 from tidings_worker.places import Place
 
 from .lines import Path as TomlPath
@@ -131,12 +131,6 @@ class TomlFile:
         if where is not None and where[1]:
             line, column = int(where[1]), int(where[2])
         return FileError([Problem(self.name, line, column, f"not TOML: {_WHERE.sub('', said)}")])
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return what to write instead of a name that is not known: the one that is most like it, else what there is."""
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(sorted(known)) or 'none'}"
 
 
 def written(value: Any) -> str:

@@ -12,13 +12,13 @@ from tidings.errors import ArgumentError, ConfigurationError, PermanentError, Te
 from tidings.templates import parse
 
 from tidings_worker.calls import check_same
-from tidings_worker.importing import imported
+from tidings_worker.importing import cached_function_at, nearest
 from tidings_worker.mapping import names_of
 from tidings_worker.plans import Hot, Warm
 
 from .calls import Argument, ValueOf, call_of, literal_of, parameters_of
 from .lines import Path
-from .toml_file import TomlFile, nearest, written
+from .toml_file import TomlFile, written
 
 _WARM_KEYS = ("call", "with", "hot", "top")
 
@@ -160,17 +160,7 @@ class WarmReader:
 
 def cached_function(text: str) -> Described[Any, Any]:
     """Import a cached function by ``module:function``. Raises ConfigurationError unless jobs can name it, too."""
-    module_name, _, qualname = text.partition(":")
-    if not module_name or not qualname:
-        raise ConfigurationError(f'{written(text)} is no function; write "module:function", as in "myapp.users:get"')
-    found: Any = imported(module_name)
-    for name in qualname.split("."):
-        names = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, Described)]
-        if not hasattr(found, name):
-            raise ConfigurationError(f"{text}: no {name!r} there; {nearest(name, names)}")
-        found = getattr(found, name)
-    if not isinstance(found, Described):
-        raise ConfigurationError(f"{text} is not a function decorated with @cached, so that there is nothing to warm")
+    found = cached_function_at(text)
     check_same(found)
     return found
 

@@ -21,8 +21,8 @@ from common import EXIT_FAILED, Samples, Times, fail, rounds, say, server, show,
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from tidings import Cache
-from tidings.fence import UNIQUE_LENGTH, Facts, Ticket, pack_entry, unique
 from tidings.keys import ALL, namespace_token, tag_token
+from tidings.layout import UNIQUE_LENGTH, Facts, pack_entry, unique
 
 T = TypeVar("T")
 
@@ -74,8 +74,8 @@ class Catalog:
             for number in chunk:
                 key = self.product.key(number)
                 payload = self.product.codec.encode(make_product(number))
-                entry = pack_entry(Ticket(key, unique(), tokens), Facts((TAG,), 1.0, "benchmark"), payload)
-                pipe.set(key, entry, px=TTL_MS)
+                packed = pack_entry(unique(), tokens, Facts((TAG,), "benchmark"), payload)
+                pipe.set(key, packed.assemble((), time.time_ns() // 1000), px=TTL_MS)
                 if key_set:
                     pipe.sadd(KEY_SET, key)
             await pipe.execute()
@@ -96,7 +96,7 @@ class Catalog:
 
     async def is_fresh(self, number: int) -> bool:
         """Say whether a read of the entry would be a hit; unlike a read, this leaves the entry as it is."""
-        return await self.cache.reader().is_fresh(self.product.call_of(number))
+        return await self.cache.reader().is_fresh(self.product.request(self.product.uncached, number))
 
     async def _read(self, numbers: Iterable[int], loads: int) -> None:
         before = self.loads

@@ -177,15 +177,20 @@ class Filling:
 
         Arguments are as secret as the result: where that is encrypted, they are.
         """
+        target = request.target
+        if target.told is None:  # once for a target, which a function remembers by its arguments
+            target.told = self._text_of(request)
+        return self._sealer.seal_call(target.told, target.call.namespace, target.key) if target.told else ""
+
+    def _text_of(self, request: Request) -> str:
         if request.call is None:
             return ""
         function, args, kwargs = request.call
         try:
-            text = call_text(function, args, kwargs)
+            return call_text(function, args, kwargs) or ""
         except Exception as error:  # noqa: BLE001 of the service's own classes; the fill has nothing to do with it
             self._telemetry.call_not_kept(function.identity, error)
             return ""
-        return "" if text is None else self._sealer.seal_call(text, function.options.namespace, request.target.key)
 
     def count(self, target: Target, fill: Fill, *, stored: bool) -> Stored:
         """Count a fill that was answered, and say what it came to."""

@@ -51,6 +51,8 @@ class Target:
     slot: Slot | None = None
     #: tags of its last value that came from the result, as far as they are known here
     result_tags: tuple[str, ...] = ()
+    #: the call as its entry tells it, see `calls.call_text`; None: nobody has asked yet
+    told: str | None = None
     #: the tokens of the last hit, and its entry's bytes before the payload: mostly they are the same next time
     header: tuple[Sequence[bytes | None], bytes] = ((), b"")
     look: Look = field(init=False)

@@ -230,4 +230,5 @@ async def test_a_worker_that_stays_with_a_relieved_primary_invalidates_everythin
         await eventually(lambda: stays.events("events_lost"), "the first worker to come over", timeout=30)
         recovered(time.monotonic() - began, "came over within")
         assert await get(1) == 2
+    assert await world.told_lost(1) == {"history"}
     assert stays.code is None

@@ -12,11 +12,12 @@ from tidings.events import from_fields
 from tidings.keys import ALL
 from tidings_worker import Rules
 from tidings_worker.explaining.asking import Servers
+from tidings_worker.explaining.documents import document
 from tidings_worker.explaining.explanation import State
 from tidings_worker.explaining.gathering import answer
 from tidings_worker.explaining.subjects import by_call, by_key
 from tidings_worker.explaining.waiting import Place
-from tidings_worker.explaining.wording import document, rows
+from tidings_worker.explaining.wording import rows
 from tidings_worker.failing import FailingWarms
 from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool

@@ -15,12 +15,13 @@ from tidings.errors import ConfigurationError, UnavailableError
 from tidings.layout import Facts, Token, pack_entry, unique
 from tidings_worker.explaining.asking import Servers
 from tidings_worker.explaining.calls_shown import call_shown
+from tidings_worker.explaining.documents import document
 from tidings_worker.explaining.explanation import Found, State
 from tidings_worker.explaining.explanation import explain as decide
 from tidings_worker.explaining.gathering import answer
 from tidings_worker.explaining.history import Change, Log
 from tidings_worker.explaining.subjects import by_call, by_key
-from tidings_worker.explaining.wording import document, rows
+from tidings_worker.explaining.wording import rows
 from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool
 

@@ -10,9 +10,10 @@ from tidings import Cache, Settings
 
 from tidings_worker.escaping import escaped
 from tidings_worker.explaining.asking import Servers
+from tidings_worker.explaining.documents import document
 from tidings_worker.explaining.gathering import Answer, answer
 from tidings_worker.explaining.subjects import Subject, by_call, by_key
-from tidings_worker.explaining.wording import document, rows
+from tidings_worker.explaining.wording import rows
 from tidings_worker.importing import cached_function_at
 from tidings_worker.jobs import jobs_pool
 from tidings_worker.loading import load_rules

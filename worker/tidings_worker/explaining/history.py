@@ -12,6 +12,8 @@ from typing import Any
 from tidings.causes import Cause, parse
 from tidings.globs import glob_to_regex
 
+from tidings_worker.times import moment_of
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -79,3 +81,12 @@ def time_of(fields: Mapping[bytes, bytes]) -> int:
 def is_first(fields: Mapping[bytes, bytes]) -> bool:
     """Say whether a log entry is the first that there ever was: it names no predecessor."""
     return fields.get(b"prev") == b"0-0"
+
+
+def latency(change: Change) -> float | None:
+    """Return the milliseconds from an event's arrival in the stream to its invalidation; None where it is unknown.
+
+    Both are times of the server: of one, or on a cluster of two.
+    """
+    published = moment_of(change.cause.stream_id)
+    return None if published is None else max(0.0, change.at_us / 1000 - published.timestamp() * 1000)

@@ -41,15 +41,15 @@ A result that is another at each load is no alarm: when the loads of 2 and 7 dif
 and the last two loads have to agree; else it is `unstable`. So is one that is A again in 7 (A, B, A): its source went
 there and back with nothing said, or the function is not one of its arguments alone. If events from before are not
 applied in time (5), the entry is `unsettled`, and no alarm: `groups` knows more. A dead letter is acknowledged, so what
-it would have invalidated is `stale`, as it is for readers: `dlq` knows more. What is written so often, and
-never told of, that no two loads `grace` seconds apart agree, is `unstable`, and missed.
+it would have invalidated is `stale`, as it is for readers: `dlq` knows more. What is written so often, and never told
+of, that no two loads `grace` seconds apart agree, is `unstable`, and missed.
 
 **What is left open**, and counted as neither: an entry that expires, or is filled anew under the same tokens, before 9
 is `replaced`. It may have been wrong with nobody told, or it was invalidated alone, which changes no token.
 
 A load reads through no cache: cached functions that it calls load as well, and keep nothing, if they are of the same
-`Cache`. That an entry differs from
-the one in a process's local tier does not matter: it is what the local tier is held to, and Redis is looked at.
+`Cache`. That an entry differs from the one in a process's local tier does not matter: it is what the local tier is held
+to, and Redis is looked at.
 """
 
 import asyncio

@@ -145,10 +145,11 @@ class Described(Generic[P, R]):
     def _called_tags(self, option: str, found: Iterable[str]) -> tuple[str, ...]:
         return listed_tags(option, found, self.identity)
 
-    def _applies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def applies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Say what `when` says of these arguments."""
-        arguments = self.signature.arguments(self.signature.bind(*args, **kwargs))
-        return self._when is None or bool(self._when(**arguments))
+        if self._when is None:
+            return True
+        return bool(self._when(**self.signature.arguments(self.signature.bind(*args, **kwargs))))
 
     def _is_memorable(self) -> bool:
         """Whether the same arguments always have the same entry and tags.

@@ -48,7 +48,7 @@ class CachedFunction(Described[P, R]):
     async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the cached result, or call the function and keep its result."""
         cache = self._cache()
-        if self._when is not None and not self._applies(args, kwargs):
+        if self._when is not None and not self.applies(args, kwargs):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return await self.uncached(*args, **kwargs)
         if cache.scopes.open and cache.scopes.rule() is not None:
@@ -129,7 +129,7 @@ class CachedSyncFunction(Described[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the cached result, or call the function and keep its result."""
         cache = self._cache()
-        if self._when is not None and not self._applies(args, kwargs):
+        if self._when is not None and not self.applies(args, kwargs):
             cache.telemetry.of(self.options.namespace, self.identity).bypassed += 1
             return self.uncached(*args, **kwargs)
         if cache.scopes.open and cache.scopes.rule() is not None:

@@ -88,17 +88,21 @@ class Keyspace:
     def _word(self, word: str) -> str:
         return f"{self.prefix}:{word}" if self.prefix else word
 
+    @property
+    def entries(self) -> str:
+        """What the key of every entry begins with, up to its namespace."""
+        version = f"{self.version}:" if self.version else ""
+        return self._word(f"{version}cache:")
+
     def entry(self, namespace: str, name: str) -> str:
         """Return the key of an entry; `name` is ``{function}:{16 hex}`` or the caller's own. Raises ArgumentError."""
         check_text(name, "a key")
-        version = f"{self.version}:" if self.version else ""
-        return self._word(f"{version}cache:{namespace}:{name}")
+        return f"{self.entries}{namespace}:{name}"
 
     def pattern(self, namespace: str | None, glob: str) -> str:
         """Return the glob of entries' keys in a namespace (None: in every one) whose rest matches `glob`."""
         check_text(glob, "a pattern")
-        version = f"{self.version}:" if self.version else ""
-        return self._word(f"{version}cache:{'*' if namespace is None else check_namespace(namespace)}:{glob}")
+        return f"{self.entries}{'*' if namespace is None else check_namespace(namespace)}:{glob}"
 
     def token(self, name: str) -> str:
         """Return the key of a token: ``token:all``, ``token:namespace:explorer``, ``token:tag:user:42``."""

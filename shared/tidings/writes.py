@@ -42,8 +42,7 @@ class Warm:
         args, kwargs = signature.spread(values)
         if signature.is_method:
             args = (values[signature.names[0]], *args)
-        when = reader.options.when
-        if when is not None and not when(**signature.arguments(signature.bind(*args, **kwargs))):
+        if not reader.applies(args, kwargs):
             return None
         load = partial(reader.uncached, *args, **kwargs)
         in_thread = not blocking and isinstance(reader, CachedSyncFunction)

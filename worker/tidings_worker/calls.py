@@ -4,13 +4,16 @@ A job imports nothing: whoever can write to Redis must not be able to run a modu
 become text and come back is `tidings.calls`.
 """
 
+import asyncio
 import sys
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from typing import Any
 
 from tidings.calls import decode_call, encode_call, from_json_value, why_not_importable
 from tidings.described import Described
 from tidings.errors import ConfigurationError
+from tidings.functions import CachedSyncFunction
 
 __all__ = [
     "NotLoadedError",
@@ -19,6 +22,7 @@ __all__ = [
     "decode_call",
     "encode_call",
     "from_json_value",
+    "load_of",
     "resolve",
 ]
 
@@ -54,6 +58,14 @@ def resolve(identity: str) -> Described[Any, Any]:
         raise ConfigurationError(f"{identity}: a {type(found).__name__} there, not a function decorated with @cached")
     check_importable(found)
     return found
+
+
+def load_of(
+    function: Described[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[], Awaitable[Any]]:
+    """Return what makes a call past the cache on an event loop: a plain function runs in a thread."""
+    load = partial(function.uncached, *args, **kwargs)
+    return partial(asyncio.to_thread, load) if isinstance(function, CachedSyncFunction) else load
 
 
 def check_same(function: Any) -> None:

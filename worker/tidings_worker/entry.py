@@ -1,16 +1,13 @@
 """One entry that a warm job is to fill."""
 
-import asyncio
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from tidings.errors import DecodeError, UnavailableError
 from tidings.filling import Stored
-from tidings.functions import CachedSyncFunction
 
-from .calls import decode_call, resolve
+from .calls import decode_call, load_of, resolve
 from .plans import Warm
 
 #: A warm whose entry is invalidated while it loads, loads again; this often, then it is up to the next reader or event.
@@ -26,9 +23,7 @@ class Entry:
         function = resolve(identity)
         args, kwargs = decode_call(function, arguments)
         self.warm = Warm(function, *args, **kwargs)
-        load = partial(function.uncached, *args, **kwargs)
-        if isinstance(function, CachedSyncFunction):
-            load = partial(asyncio.to_thread, load)
+        load = load_of(function, args, kwargs)
         self._request = replace(function.request(load, *args, **kwargs), how="warm")
         self._reader = function.cache.reader()
         self._lives = self._reader.reading.filling.ttl_ms(self._request.target, ...) / 1000

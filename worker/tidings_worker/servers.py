@@ -2,17 +2,20 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from tidings import Cache
 from tidings.cluster_store import ClusterStore
-from tidings.errors import ConfigurationError
+from tidings.errors import ConfigurationError, UnavailableError
+from tidings.hearing import Clients
 from tidings.store import RedisStore
 
 from .checks import check, report
 from .outage import is_outage
+
+T = TypeVar("T")
 
 
 def store_of(cache: Cache) -> RedisStore | ClusterStore:
@@ -21,6 +24,15 @@ def store_of(cache: Cache) -> RedisStore | ClusterStore:
     if not isinstance(store, RedisStore | ClusterStore):
         raise ConfigurationError("a worker needs Redis: the default cache is in memory; set TIDINGS_URL")
     return store
+
+
+async def timely(store: Clients, reply: Awaitable[T], where: str = "Redis") -> T:
+    """Wait for a client's reply as long as an operation may take. Raises UnavailableError, and what Redis raises."""
+    try:
+        async with asyncio.timeout(store.timeout):
+            return await reply
+    except TimeoutError as error:
+        raise UnavailableError(f"{where}: no answer in {store.timeout:g} s") from error
 
 
 async def histories(store: RedisStore | ClusterStore) -> tuple[frozenset[str], bool]:

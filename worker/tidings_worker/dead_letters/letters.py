@@ -4,7 +4,7 @@ Anybody may have written to the stream of dead letters, so nothing is taken for 
 twice, or be bytes that are no text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -93,6 +93,11 @@ def letter_of(stream_id: bytes, flat: Sequence[bytes]) -> Letter:
         int(deliveries) if deliveries.isascii() and deliveries.isdigit() and len(deliveries) < 20 else None,  # noqa: PLR2004 digits of 2**64
         tuple((name.removeprefix(ORIGINAL), value) for name, value in pairs if name.startswith(ORIGINAL)),
     )
+
+
+def original_of(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return the fields of the event that a dead letter is about."""
+    return {name.removeprefix(ORIGINAL): value for name, value in fields.items() if name.startswith(ORIGINAL)}
 
 
 @dataclass(frozen=True, slots=True)

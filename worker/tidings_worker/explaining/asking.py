@@ -1,17 +1,16 @@
 """How the servers are asked: the store and the jobs of one cache, each answer within the operation's timeout."""
 
-import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
 from redis.asyncio import Redis
 from tidings import Cache
-from tidings.errors import DecodeError, UnavailableError
+from tidings.errors import DecodeError
 from tidings.keys import Keyspace
 from tidings.layout import born_and_payload, header_tokens
 from tidings.sealing import ENCRYPTED, Sealer
 
-from tidings_worker.servers import store_of
+from tidings_worker.servers import store_of, timely
 
 from .subjects import Subject
 
@@ -58,8 +57,4 @@ class Servers:
 
     async def timely(self, reply: Awaitable[T]) -> T:
         """Wait for a client's reply. Raises UnavailableError when it takes too long, and what Redis raises."""
-        try:
-            async with asyncio.timeout(self.store.timeout):
-                return await reply
-        except TimeoutError:
-            raise UnavailableError(f"no answer within {self.store.timeout} s") from None
+        return await timely(self.store, reply)

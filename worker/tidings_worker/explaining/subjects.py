@@ -37,12 +37,11 @@ class Subject:
 
 def by_key(keys: Keyspace, key: str) -> Subject:
     """Return what an entry's key names, with or without prefix and version. Raises ConfigurationError for no such."""
-    start = keys.entry("", "-").removesuffix(":-")  # up to the word and its colon
-    for beginning in (start, "cache:"):
+    for beginning in (keys.entries, "cache:"):
         namespace, colon, name = key.removeprefix(beginning).partition(":")
         if key.startswith(beginning) and colon and namespace and name:
             return Subject(namespace, name)
-    raise ConfigurationError(f"{key!r} is neither MODULE:FUNCTION nor a key of an entry, {start}NAMESPACE:…")
+    raise ConfigurationError(f"{key!r} is neither MODULE:FUNCTION nor a key of an entry, {keys.entries}NAMESPACE:…")
 
 
 def by_call(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[Subject, str]:
@@ -56,7 +55,7 @@ def by_call(function: Described[Any, Any], arguments: Sequence[str]) -> tuple[Su
     try:
         call = function.call_of(*args, **kwargs)
         values = function.signature.arguments(function.signature.bind(*args, **kwargs))
-        bypassed = function.options.when is not None and not function.options.when(**values)
+        bypassed = not function.applies(tuple(args), kwargs)
     except Exception as error:
         cure = "; of a method whose key or tags are made of its instance, ask by KEY" if args[:1] == [None] else ""
         problem = str(error) if isinstance(error, TypeError | ArgumentError) else repr(error)

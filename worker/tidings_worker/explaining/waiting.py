@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from tidings.errors import EventError
 from tidings.events import from_fields
 
+from tidings_worker.dead_letters.letters import original_of
 from tidings_worker.metrics import StreamState
 from tidings_worker.observer import stream_state
 from tidings_worker.plans import Draft
@@ -22,7 +23,6 @@ from .asking import Servers
 
 #: Events of each kind that are looked at, at most.
 MOST = 10_000
-_ORIGINAL = b"original:"
 
 
 class Place(Enum):
@@ -135,8 +135,9 @@ async def _dead(servers: Servers) -> Iterator[Unapplied]:
 
 
 def _original(letter_id: bytes, fields: Mapping[bytes, bytes], stream: str) -> Unapplied:
-    original = {name.removeprefix(_ORIGINAL): value for name, value in fields.items() if name.startswith(_ORIGINAL)}
-    return Unapplied(stream, letter_id, original, Place.DEAD, fields.get(b"reason", b"").decode(errors="replace"))
+    return Unapplied(
+        stream, letter_id, original_of(fields), Place.DEAD, fields.get(b"reason", b"").decode(errors="replace")
+    )
 
 
 def _judged(entry: Unapplied, rules: Rules, wanted: set[str]) -> Waiting | None:

@@ -1,22 +1,19 @@
 """How far the consumer groups of the event streams are, and who is in them: read, never changed."""
 
-import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from tidings.cluster_store import ClusterStore
-from tidings.errors import UnavailableError
 from tidings.keys import Keyspace
 from tidings.store import RedisStore
 
 from tidings_worker.dead_letters.letters import text_of
 from tidings_worker.groups import MARK
 from tidings_worker.observer import stream_state
+from tidings_worker.servers import timely
 from tidings_worker.unread import unread_partitions
-
-T = TypeVar("T")
 
 Store = RedisStore | ClusterStore
 
@@ -103,19 +100,19 @@ async def view_groups(store: Store, keys: Keyspace, partitions: int, group: str)
 
 async def _stream(store: Store, name: str, ours: str) -> StreamView:
     client = await store.client_for(name)
-    if not await _timely(store, client.exists(name)):
+    if not await timely(store, client.exists(name)):
         return StreamView(name, exists=False)
-    groups: Sequence[Mapping[str, Any]] = await _timely(store, client.xinfo_groups(name))
+    groups: Sequence[Mapping[str, Any]] = await timely(store, client.xinfo_groups(name))
     views = [await _group(store, client, name, group, ours) for group in groups]
     views.sort(key=lambda view: not view.ours)
-    return StreamView(name, exists=True, events=await _timely(store, client.xlen(name)), groups=tuple(views))
+    return StreamView(name, exists=True, events=await timely(store, client.xlen(name)), groups=tuple(views))
 
 
 async def _group(store: Store, client: Redis, stream: str, group: Mapping[str, Any], ours: str) -> GroupView:
     raw: bytes = group["name"]
     # as bytes, since it is somebody's own and may be no text; the client sends either
-    state = await _timely(store, stream_state(client, stream, cast("str", raw)))
-    consumers = await _timely(store, client.xinfo_consumers(stream, raw))
+    state = await timely(store, stream_state(client, stream, cast("str", raw)))
+    consumers = await timely(store, client.xinfo_consumers(stream, raw))
     return GroupView(
         text_of(raw),
         raw == ours.encode(),
@@ -130,11 +127,3 @@ async def _group(store: Store, client: Redis, stream: str, group: Mapping[str, A
             if not one["name"].startswith(MARK.encode())
         ),
     )
-
-
-async def _timely(store: Store, reply: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(store.timeout):
-            return await reply
-    except TimeoutError:
-        raise UnavailableError(f"Redis did not answer within {store.timeout:g} s") from None

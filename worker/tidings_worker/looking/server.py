@@ -102,8 +102,7 @@ async def _groups(client: Redis, stream: str) -> list[GroupStats]:
 
 
 async def _entries(servers: Sequence[Redis], keys: Keyspace) -> tuple[dict[str, int], bool]:
-    pattern = keys.entry("*", "*")
-    start = pattern.removesuffix("*:*")
+    pattern, start = keys.entry("*", "*"), keys.entries
     counts: Counter[str] = Counter()
     complete = True
     for server in servers:

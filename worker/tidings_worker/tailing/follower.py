@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from tidings.causes import Kind, by_event, by_rule, parse
 from tidings.event_ids import ranges_of
 
+from tidings_worker.dead_letters.letters import original_of
 from tidings_worker.journal_records import EventRecord, MoreRecord, WarmRecord, read_record
 from tidings_worker.times import moment_of
 
@@ -123,7 +124,7 @@ class Follower:
         if text.get(b"group", self._group) != self._group:
             return
         stream, stream_id = text.get(b"stream", ""), text.get(b"stream_id", "")
-        original = {name[9:]: value for name, value in fields.items() if name.startswith(b"original:")}
+        original = original_of(fields)
         at = moment_of(letter_id) or datetime.now(UTC)
         awaited = self._waiting.pop((stream, stream_id), None)
         line = described(stream, stream_id, original, at)[0] if awaited is None else awaited.line

@@ -22,7 +22,7 @@ from tidings.exchanges import paired
 
 from tidings_worker.journal import READ_SECONDS
 from tidings_worker.outage import Outage, Patience, pause
-from tidings_worker.servers import store_of
+from tidings_worker.servers import store_of, timely
 
 from .asking import why_not_yet
 from .follower import Awaited, Follower
@@ -233,11 +233,7 @@ class Tailing:
             raise UnavailableError(f"{key}: {error}") from error
 
     async def _timely(self, reply: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(self._store.timeout):
-                return await reply
-        except TimeoutError as error:
-            raise UnavailableError(f"{self._server}: no answer in {self._store.timeout:g} s") from error
+        return await timely(self._store, reply, self._server)
 
     def _show(self, lines: Iterable[Line]) -> None:
         for line in lines:

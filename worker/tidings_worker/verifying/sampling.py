@@ -70,7 +70,7 @@ class Walk:
     def __init__(self, keys: Keyspace, most: int, namespaces: Sequence[str] = (), salt: bytes | None = None) -> None:
         only = namespaces[0] if len(namespaces) == 1 else None
         self._pattern = keys.pattern(only, "*")
-        self._start = keys.pattern(None, "*").removesuffix("*:*").encode()
+        self._start = keys.entries.encode()
         self._namespaces = frozenset(namespaces)
         self._most = most
         self._salt = salt or secrets.token_bytes(16)

@@ -6,10 +6,8 @@ which names namespace, function and arguments. Only then is the function called,
 call it with. Where a namespace is encrypted, calls are sealed, each for its key.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tidings import Cache
@@ -18,12 +16,11 @@ from tidings.counting import Counts
 from tidings.described import Described
 from tidings.entries import Look
 from tidings.errors import ConfigurationError, DecodeError
-from tidings.functions import CachedSyncFunction
 from tidings.layout import ENTRY_KINDS, LINEAGE_START, VACANT, Facts, facts_of
 from tidings.sealing import Sealer
 from tidings.targets import Request, target
 
-from tidings_worker.calls import NotLoadedError, resolve
+from tidings_worker.calls import NotLoadedError, load_of, resolve
 
 from .verdicts import Outcome
 
@@ -75,7 +72,7 @@ def identify(key: str, head: bytes | None, cache: Cache, sealer: Sealer) -> Subj
     if not facts.call:
         return Skipped(Outcome.NOT_AUDITABLE, NO_CALL)
     try:
-        namespace = key.removeprefix(cache.keys.pattern(None, "*").removesuffix("*:*")).partition(":")[0]
+        namespace = key.removeprefix(cache.keys.entries).partition(":")[0]
         call = sealer.unseal_call(facts.call, namespace, key)
     except DecodeError:
         return Skipped(Outcome.NOT_AUDITABLE, SEALED)
@@ -94,14 +91,11 @@ def _called(key: str, namespace: str, facts: Facts, call: str, cache: Cache) -> 
     wanted = function.call_of(*args, **kwargs)
     if cache.key_of(wanted) != key:
         return Skipped(Outcome.NOT_AUDITABLE, OTHER_CALL)
-    when = function.options.when
-    if when is not None and not when(**function.signature.arguments(function.signature.bind(*args, **kwargs))):
+    if not function.applies(args, kwargs):
         return Skipped(Outcome.NOT_SERVED)
     own = target(wanted, cache.keys, Counts())
     own.look = Look(own.keys, ttl=True, time=True)
-    load = partial(function.uncached, *args, **kwargs)
-    if isinstance(function, CachedSyncFunction):
-        load = partial(asyncio.to_thread, load)
+    load = load_of(function, args, kwargs)
     request = Request(own, load, function.codec, function.options.result_tags)
     return Subject(key, namespace, function, call, facts, request, load)
 
